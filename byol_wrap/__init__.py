@@ -1,0 +1,20 @@
+"""Self-supervised learning (BYOL) around the backbone you have."""
+
+from byol_wrap.byol import BYOL
+from byol_wrap.ema import cosine_ema_decay
+from byol_wrap.evaluation import extract_features, knn_accuracy, linear_probe
+from byol_wrap.losses import byol_loss
+from byol_wrap.views import IMAGENET_MEAN, IMAGENET_STD
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BYOL",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "byol_loss",
+    "cosine_ema_decay",
+    "extract_features",
+    "knn_accuracy",
+    "linear_probe",
+]

@@ -1,0 +1,443 @@
+"""BYOL: learn from unlabelled images with the backbone you have."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from byol_wrap import heads, inputs
+from byol_wrap.ema import at_least_float32, cosine_ema_decay, is_active, on_step, update_average
+from byol_wrap.encoder import Encoder, copy_net, first_channels, float_parameter, probe
+from byol_wrap.health import std_ratio
+from byol_wrap.losses import byol_loss
+from byol_wrap.modes import eval_mode, outside_graph
+from byol_wrap.tap import Pool, Representation, check_pool, layer_name
+from byol_wrap.views import Augment, Views, normalization
+
+BATCHES_CHECKED = 10  # how many batches are checked for NaN where a check waits for the device
+STEPS_WITHOUT_UPDATE = 200  # after how many a learner says that its target stands still
+
+
+class BYOL(nn.Module):
+    """Bootstrap Your Own Latent around any backbone.
+
+    An online network (encoder, projector, predictor) learns to predict what a target network, its
+    moving average, says of another view of the same image. The backbone is trained in place:
+    ``learner.net is net``, and nothing but its weights is changed.
+
+    Args:
+        net: the backbone. Copied once, for the target; what it was given stays as it is, in its
+            training mode, on its device.
+        image_size: side, or (height, width), in pixels of the views. With it the heads are built
+            now; without it on the first batch, whose size the views then keep.
+        hidden_layer: the layer whose output represents an image: a dotted name, or a child's index
+            (-1 is the last; "" is the net's own output). None finds it: the input of the
+            last Linear whose output is the net's output; where there is none, the net's output.
+        projection_size: size of projections and predictions.
+        projection_hidden_size: width of the hidden layer of projector and predictor.
+        augment_fn: replaces the whole pipeline of both views: float32 images (B, C, H, W) in [0, 1]
+            in, a batch that the net takes out. A module is moved to the images' device, and is no
+            part of the learner's state.
+        augment_fn2: replaces that of the second view.
+        mean: what is subtracted from each channel of views and of ``embed``'s images, for pixels in
+            [0, 1]. None means ImageNet's for 3 channels and 0.5 for others; with an ``augment_fn``
+            of your own, None means that nothing is normalised.
+        std: what they are divided by; goes with ``mean``.
+        channels: how many the images have; None reads it off the net's first convolution (3 where
+            it has none).
+        moving_average_decay: tau in [0, 1], constant or that of the first update.
+        total_steps: number of updates over which tau rises from ``moving_average_decay`` to 1 along
+            a cosine; None keeps it constant.
+        pool: how the layer's value becomes a vector: "mean", "max", "class_token", "flatten", or a
+            callable to (B, D). None: maps are averaged; token sequences give their class token
+            where the net has one, else their mean.
+        sync_batchnorm: whether the heads' BatchNorm shares statistics between processes. None does
+            so in a process group of several processes on nccl (there is no such BatchNorm on the
+            CPU). The backbone's own BatchNorm is left as it is.
+
+    Attributes:
+        online: ``Encoder`` of ``net`` and its projector; ``online.net``, ``online.projector``.
+        predictor: the head that only the online network has.
+        target: ``Encoder``, the moving average of ``online``, at least float32; its BatchNorm
+            statistics are its own.
+        representation: which layer was found, how it is pooled, its size; None before the first
+            batch where ``image_size`` is not given.
+        step: a buffer, how many updates the target has had.
+
+    Raises:
+        TypeError, ValueError: an argument is not what is described here; the message says which.
+        RuntimeError: ``net`` cannot be copied.
+
+    Reference:
+        Grill et al. 2020, arXiv 2006.07733. Deviations: the target starts equal to the online
+        network, where the reference draws it anew; see ``RandomView`` for the views.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
+        >>> learner = BYOL(net, image_size=32, projection_hidden_size=64)
+        >>> optimizer = torch.optim.AdamW(learner.parameters(), lr=1e-3)
+        >>> loss = learner(torch.rand(16, 3, 32, 32))
+        >>> loss.backward()
+        >>> optimizer.step()
+        >>> learner.update_moving_average()
+        >>> learner.embed(torch.rand(5, 3, 32, 32)).shape
+        torch.Size([5, 8])
+    """
+
+    step: Tensor
+
+    def __init__(
+        self,
+        net: nn.Module,
+        image_size: int | tuple[int, int] | None = None,
+        hidden_layer: str | int | None = None,
+        *,
+        projection_size: int = 256,
+        projection_hidden_size: int = 4096,
+        augment_fn: Augment | None = None,
+        augment_fn2: Augment | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        channels: int | None = None,
+        moving_average_decay: float = 0.99,
+        total_steps: int | None = None,
+        pool: Pool | None = None,
+        sync_batchnorm: bool | None = None,
+    ) -> None:
+        super().__init__()
+        target_net = copy_net(net)
+        cosine_ema_decay(0, 1 if total_steps is None else total_steps, moving_average_decay)
+        self.moving_average_decay = moving_average_decay
+        self.total_steps = total_steps
+        self.channels = first_channels(net) if channels is None else channels
+        self._hidden_layer = None if hidden_layer is None else layer_name(net, hidden_layer)
+        self._pool = check_pool(pool)
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if mean is None and std is None and augment_fn is not None:
+            normalize = None
+        else:
+            normalize = normalization(mean, std, self.channels)
+        self._views = Views(augment_fn, augment_fn2, size, normalize)
+
+        like = float_parameter(net)
+        dtype = torch.promote_types(like.dtype, torch.float32)
+
+        def head(in_features: int | None) -> nn.Sequential:
+            widths = (projection_hidden_size, projection_size)
+            module = heads.mlp(in_features, *widths, sync_batchnorm=sync_batchnorm)
+            return module.to(like.device, dtype)
+
+        with torch.random.fork_rng([]):
+            self.online = Encoder(net, head(None))
+            self.predictor = head(projection_size)
+            self.target = Encoder(target_net, head(None))
+        for parameter in self.target.parameters():
+            parameter.requires_grad = False
+        at_least_float32(self.target)
+        self.register_buffer("step", torch.zeros((), dtype=torch.long, device=like.device))
+
+        self._updates: int | None = None  # the step on the host; None where it must be read first
+        self._steps_since_update = 0
+        self._batches_checked = 0
+        self._warned: set[str] = set()
+        self._attached: RemovableHandle | None = None
+        self._last_representation: Tensor | None = None
+        if size is not None:
+            noise = torch.rand(2, self.channels, *size, generator=torch.Generator())
+            self._build(noise.to(like.device))
+
+    def forward(
+        self,
+        images: Tensor,
+        view2: Tensor | None = None,
+        *,
+        return_embedding: bool = False,
+        return_projection: bool = True,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The symmetric BYOL loss of a batch.
+
+        Args:
+            images: (B, C, H, W) on the net's device, uint8 or floats in [0, 1], B at least 2 in
+                training. With ``view2``: the first view.
+            view2: a second view of the same B items. The two are then fed as they are, whatever
+                shape the net takes; nothing is augmented or normalised.
+            return_embedding: instead of the loss, give (projection (B, P), representation (B, D))
+                of ``images``, normalised but not augmented, in the current mode and with gradient.
+            return_projection: with ``return_embedding``, False gives the representation alone.
+
+        Returns:
+            A scalar in [0, 8], in float32 or wider.
+
+        Raises:
+            TypeError, ValueError: input that is not as described, before anything is changed. NaN
+                and infinity are looked for in every batch on the CPU and in the first 10 elsewhere,
+                where looking means waiting.
+            RuntimeError: the representation was not reached, or has no gradient.
+        """
+        if return_embedding:
+            return self._embedding(images, view2, return_projection)
+        view1, view2 = self._two_views(images, view2)
+
+        projection1, representation = self.online(view1)
+        projection2, _ = self.online(view2)
+        prediction1, prediction2 = self.predictor(projection1), self.predictor(projection2)
+        with torch.no_grad():
+            target1, _ = self.target(view1)
+            target2, _ = self.target(view2)
+
+        self._last_representation = representation.detach()
+        return byol_loss(prediction1, target2) + byol_loss(prediction2, target1)
+
+    def update_moving_average(self) -> None:
+        """Move the target towards the online network; call it after each optimizer step.
+
+        ``target <- target + (1 - tau) (online - target)`` for every parameter, in float32 or wider.
+        The k-th call, from 0, uses tau_k. After ``attach`` it changes nothing and says so, once.
+        """
+        if is_active(self._attached):
+            self._warn_once(
+                "update_moving_average() does nothing on a learner that is attached to an "
+                "optimizer, which updates it already: remove the call, or do not attach."
+            )
+        else:
+            self._update()
+
+    def attach(self, optimizer: Optimizer) -> RemovableHandle:
+        """Update the moving average after each real step of an optimizer.
+
+        Accumulated batches cause no update, nor does a step that ``GradScaler`` skips.
+
+        Args:
+            optimizer: the one that trains the learner; where there are several, the last to step.
+
+        Returns:
+            A handle; ``handle.remove()`` detaches. Copies of the learner are not attached.
+
+        Raises:
+            TypeError: not a torch optimizer.
+            ValueError: it trains none of the learner's parameters.
+            RuntimeError: the learner is attached already.
+        """
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                f"attach expects a torch.optim.Optimizer, got {type(optimizer).__name__}; give the "
+                "optimizer itself where another library has wrapped it."
+            )
+        if is_active(self._attached):
+            raise RuntimeError(
+                "The learner is attached to an optimizer already: remove that handle."
+            )
+        own = {id(parameter) for parameter in self.parameters() if parameter.requires_grad}
+        if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+            raise ValueError(
+                "The optimizer trains none of the learner's parameters: build it from "
+                "learner.parameters(), after the learner."
+            )
+        self._attached = on_step(optimizer, self._update)
+        return self._attached
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Representations of images: eval mode, no gradient; every training flag is put back.
+
+        Args:
+            images: (B, C, H, W) on the net's device, uint8 or floats in [0, 1], B at least 1. They
+                are normalised as the views are, and neither augmented nor resized.
+
+        Returns:
+            (B, D), in the net's dtype.
+
+        Raises:
+            TypeError, ValueError: as ``forward``.
+        """
+        with torch.no_grad(), eval_mode(self.online):
+            return self.online.represent(self._normalized(images))
+
+    def views(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The two augmented, normalised views of a batch that ``forward`` feeds to the networks.
+
+        Args:
+            images: as for ``forward``; B may be 1.
+
+        Returns:
+            Two float32 tensors (B, C, *image_size).
+
+        Raises:
+            TypeError, ValueError: as ``forward``.
+        """
+        self._check_images(images)
+        return self._views(images)
+
+    def health(self) -> dict[str, float]:
+        """Figures that tell whether training is sound; reads them from the device.
+
+        Returns:
+            "std_ratio": of the representations of the last batch's first view; near 1 healthy,
+            near 0 collapsed (see ``byol_wrap.health``). "tau": the decay of the next update.
+
+        Raises:
+            RuntimeError: no batch has been seen yet.
+        """
+        if self._last_representation is None:
+            raise RuntimeError("There is nothing to measure before the first learner(images).")
+        return {"std_ratio": std_ratio(self._last_representation).item(), "tau": self.tau}
+
+    @property
+    def net(self) -> nn.Module:
+        """The user's backbone itself."""
+        return self.online.net
+
+    @property
+    def representation(self) -> Representation | None:
+        """Which layer represents an image, how it is pooled, its size; None while unknown."""
+        return self.online.representation
+
+    @property
+    def tau(self) -> float:
+        """The decay that the next update will use."""
+        if self.total_steps is None:
+            return self.moving_average_decay
+        if self._updates is None:
+            self._updates = int(self.step)
+        return cosine_ema_decay(self._updates, self.total_steps, self.moving_average_decay)
+
+    def extra_repr(self) -> str:
+        """What ``print(learner)`` shows beside its parts."""
+        return f"representation={self.representation}, tau={self.tau}"
+
+    # Preparing a batch
+
+    @outside_graph(recursive=True)
+    def _two_views(self, images: Tensor, view2: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The checked inputs of both networks; the first batch settles what is still unknown."""
+        if getattr(self, "_is_replica", False):
+            raise RuntimeError(
+                "nn.DataParallel runs copies of a learner that share its hooks: use "
+                "torch.nn.parallel.DistributedDataParallel(learner)."
+            )
+        if view2 is None:
+            self._check_images(images)
+        else:
+            inputs.check_pair(images, view2, float_parameter(self.net).device)
+            self._check_values(images, "view1")
+            self._check_values(view2, "view2")
+        if self.training:
+            inputs.check_more_than_one(images)
+        view1, view2 = self._views(images) if view2 is None else (images, view2)
+        if self.representation is None:
+            self._build(view1[:2])
+        if self.training and torch.is_grad_enabled():
+            self._count_step()
+        return view1, view2
+
+    @outside_graph(recursive=True)
+    def _normalized(self, images: Tensor) -> Tensor:
+        self._check_images(images)
+        images = self._views.normalized(images)
+        if self.representation is None:
+            self._build(images[:2])
+        return images
+
+    def _embedding(
+        self, images: Tensor, view2: Tensor | None, return_projection: bool
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        if view2 is not None:
+            raise ValueError("return_embedding takes images alone, not a second view.")
+        if self.training and return_projection:
+            inputs.check_more_than_one(images)
+        images = self._normalized(images)
+        if not return_projection:
+            return self.online.represent(images)
+        embedding: tuple[Tensor, Tensor] = self.online(images)
+        return embedding
+
+    def _check_images(self, images: Tensor) -> None:
+        inputs.check_images(images, self.channels, float_parameter(self.net).device)
+        low, high = self._check_values(images, "images")
+        if inputs.is_far_from_unit(low, high):
+            self._warn_once(inputs.far_from_unit_message(low, high))
+
+    def _check_values(self, batch: Tensor, name: str) -> tuple[float, float]:
+        if batch.device.type != "cpu":
+            if self._batches_checked >= BATCHES_CHECKED:
+                return 0.0, 1.0
+            self._batches_checked += 1
+        return inputs.check_values(batch, name)
+
+    def _warn_once(self, message: str) -> None:
+        kind = message.split(maxsplit=1)[0]
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(message, UserWarning, stacklevel=3)
+
+    # Building the heads
+
+    def _build(self, sample: Tensor) -> None:
+        """Find the representation on ``sample``, an input of the net, and size the heads for it."""
+        target = self.target
+        representation, unused = probe(target.net, sample, self._hidden_layer, self._pool)
+        self._size_heads(representation.size)
+        self.online.representation = target.representation = representation
+        # Read by DistributedDataParallel, which otherwise waits for gradients that never come.
+        self._ddp_params_and_buffers_to_ignore = [f"online.net.{name}" for name in unused]
+
+    def _size_heads(self, size: int) -> None:
+        projector = self.online.projector
+        if heads.in_features(projector) is None:
+            with torch.random.fork_rng([]):
+                heads.set_in_features(projector, size)
+                heads.set_in_features(self.target.projector, size)
+            self.target.projector.load_state_dict(projector.state_dict())
+        elif heads.in_features(projector) != size:
+            raise RuntimeError(
+                f"The representation has size {size}, but the heads (from a checkpoint?) expect "
+                f"{heads.in_features(projector)}. Wrap the net with the arguments they had."
+            )
+
+    # The target
+
+    @torch.no_grad()
+    def _update(self) -> None:
+        update_average(self.target, self.online, self.tau)
+        self.step += 1
+        self._updates = None if self._updates is None else self._updates + 1
+        self._steps_since_update = 0
+
+    def _count_step(self) -> None:
+        self._steps_since_update += 1
+        if self._steps_since_update > STEPS_WITHOUT_UPDATE and self.tau < 1:
+            self._warn_once(
+                f"The target network has not been updated for {STEPS_WITHOUT_UPDATE} training "
+                "steps: call learner.update_moving_average() after optimizer.step(), or "
+                "learner.attach(optimizer) once."
+            )
+
+    # State
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "BYOL":
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        at_least_float32(self.target)
+        self._last_representation = None
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        if heads.in_features(self.online.projector) is None:
+            raise RuntimeError(
+                "The heads have no size yet, so there is no state to save: give image_size= to "
+                "BYOL, or run one batch first."
+            )
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        weight = state_dict.get(f"{prefix}online.projector.0.weight")
+        if weight is not None and heads.in_features(self.online.projector) is None:
+            self._size_heads(weight.shape[1])
+        self._updates = None
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_attached": None, "_last_representation": None}

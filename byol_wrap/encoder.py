@@ -1,0 +1,138 @@
+"""An encoder and its projector, and the probe that sizes them."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from byol_wrap.modes import eval_mode
+from byol_wrap.tap import Pool, Representation, find_representation
+
+
+class Encoder(nn.Module):
+    """A net, read at its representation, with a projector on top: f and g of the paper.
+
+    Attributes:
+        net: the backbone, whole; it runs as far as the representation.
+        projector: from the representation (B, D) to the projection.
+        representation: what is read; None until the net has been probed.
+    """
+
+    def __init__(self, net: nn.Module, projector: nn.Sequential) -> None:
+        super().__init__()
+        self.net = net
+        self.projector = projector
+        self.representation: Representation | None = None
+
+    def represent(self, x: Tensor) -> Tensor:
+        """The representation of a batch: (B, ...) in, (B, D) out, in the net's dtype.
+
+        Raises:
+            RuntimeError: the layer was not reached; in training, no gradient flows from it.
+        """
+        assert self.representation is not None, "the learner probes the net before it runs it"
+        vector = self.representation.read(self.net, as_input(self.net, x))
+        if self.training and torch.is_grad_enabled() and not vector.requires_grad:
+            raise RuntimeError(
+                f"No gradient flows from {self.representation} in training. Are all layers before "
+                "it frozen? Unfreeze some: requires_grad_(True). Does the net detach it, or run it "
+                "in a reentrant activation checkpoint? Use checkpoint(..., use_reentrant=False)."
+            )
+        return vector
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The projection (B, P) and the representation (B, D) of a batch."""
+        representation = self.represent(x)
+        return self.projector(as_input(self.projector, representation)), representation
+
+
+def as_input(module: nn.Module, x: Tensor) -> Tensor:
+    """Floats in the dtype of a module's parameters: networks of two precisions share one input."""
+    return x.to(float_parameter(module).dtype) if x.is_floating_point() else x
+
+
+def float_parameter(module: nn.Module) -> Tensor:
+    """The first parameter of a module that holds floats; tells its device and dtype.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            return parameter
+    raise ValueError(f"{type(module).__name__} has no parameter to train.")
+
+
+def first_channels(net: nn.Module) -> int:
+    """How many channels the first convolution of a net takes; 3 where there is none."""
+    convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return next((m.in_channels for m in net.modules() if isinstance(m, convolutions)), 3)
+
+
+def copy_net(net: nn.Module) -> nn.Module:
+    """A deep copy of a user's net, fit to be its moving average.
+
+    Raises:
+        TypeError: not a module, or one that a learner cannot read: a DDP or DataParallel wrapper,
+            a compiled module, one with lazy parameters that have no size yet.
+        RuntimeError: it cannot be copied.
+    """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"net should be an nn.Module, got {type(net).__name__}.")
+    if isinstance(net, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        raise TypeError(
+            f"net is wrapped in {type(net).__name__}, which must see the learner's whole forward: "
+            "wrap the plain net, BYOL(net.module), and then the learner, "
+            "DistributedDataParallel(learner)."
+        )
+    if any(m._compiled_call_impl is not None or hasattr(m, "_orig_mod") for m in net.modules()):
+        raise TypeError(
+            "net is compiled already, which hides its layers: wrap the plain net and compile the "
+            "learner, torch.compile(BYOL(net)). torch.compile(net) keeps the plain net as "
+            "net._orig_mod."
+        )
+    if any(is_lazy(tensor) for tensor in (*net.parameters(), *net.buffers())):
+        raise TypeError(
+            "net has lazy parameters that have no size yet: run one batch through it before "
+            "wrapping it."
+        )
+    # Values that a forward left on a module (a cached output, an old-style weight norm's weight)
+    # belong to a graph, which cannot be copied: the copy gets them without it.
+    cached = {
+        id(value): value.detach().clone()
+        for module in net.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    try:
+        return copy.deepcopy(net, cached)
+    except Exception as error:
+        raise RuntimeError(
+            f"net cannot be copied for the target network: copy.deepcopy(net) says {error}"
+        ) from error
+
+
+def probe(
+    net: nn.Module, sample: Tensor, hidden_layer: str | int | None, pool: Pool | None
+) -> tuple[Representation, set[str]]:
+    """Find the representation of ``net`` by running it once, in eval mode, and leave no trace.
+
+    Training flags, buffers and the random state are afterwards what they were; parameters are left
+    frozen, as those of a target network are. See ``find_representation``.
+    """
+    devices = [sample.device] if sample.device.type == "cuda" else []
+    buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
+    with (
+        torch.random.fork_rng(devices),
+        eval_mode(net),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
+        try:
+            return find_representation(net, as_input(net, sample.clone()), hidden_layer, pool)
+        finally:
+            net.requires_grad_(False)
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)

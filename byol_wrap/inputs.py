@@ -1,0 +1,114 @@
+"""What a learner may be fed, and the errors for what it may not."""
+
+import math
+
+import torch
+from torch import Tensor
+
+SMALLEST_SIDE = 8  # pixels; the smallest crop of such an image has two
+FAR_BELOW, FAR_ABOVE = -0.5, 1.5
+
+
+def check_images(images: Tensor, channels: int, device: torch.device) -> None:
+    """Check type, shape and device of a batch of images; reads no value.
+
+    Raises:
+        TypeError: not a tensor, or neither uint8 nor floating.
+        ValueError: not (B, C, H, W) with C = ``channels``, empty, smaller than 8 pixels a side, or
+            on another device than the net.
+    """
+    check_batch(images, device, "images")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise TypeError(
+            f"images should be uint8 in [0, 255] or floats in [0, 1], got {images.dtype}; "
+            "use images.to(torch.uint8), or divide by the largest value."
+        )
+    if images.ndim != 4:
+        raise ValueError(
+            f"images should have shape (B, C, H, W), got {tuple(images.shape)}; a single image "
+            "needs images[None]. For input that is not images, make two views yourself: "
+            "learner(view1, view2)."
+        )
+    if images.shape[1] != channels:
+        hint = "permute them to channels first" if images.shape[3] == channels else "pass channels="
+        raise ValueError(
+            f"images should have {channels} channels, as the net's first convolution takes, got "
+            f"{images.shape[1]} in {tuple(images.shape)}; {hint}."
+        )
+    if min(images.shape[2:]) < SMALLEST_SIDE:
+        raise ValueError(
+            f"images should be at least {SMALLEST_SIDE} pixels high and wide to be cropped, got "
+            f"{images.shape[2]} x {images.shape[3]}; resize them."
+        )
+
+
+def check_batch(batch: Tensor, device: torch.device, name: str) -> None:
+    """Check that ``batch`` is a tensor with entries on the net's device."""
+    if not isinstance(batch, Tensor):
+        raise TypeError(
+            f"{name} should be a tensor, got {type(batch).__name__}; a loader that yields "
+            "(images, labels) needs learner(images)."
+        )
+    if batch.ndim == 0 or batch.shape[0] == 0:
+        raise ValueError(f"{name} is empty: its shape is {tuple(batch.shape)}.")
+    if batch.device != device:
+        raise ValueError(
+            f"{name} is on {batch.device} but the net is on {device}; move one of them: "
+            f"{name}.to({str(device)!r}) or learner.to({str(batch.device)!r})."
+        )
+
+
+def check_pair(view1: Tensor, view2: Tensor, device: torch.device) -> None:
+    """Check that two views are batches of the same items."""
+    check_batch(view1, device, "view1")
+    check_batch(view2, device, "view2")
+    if view1.shape[0] != view2.shape[0]:
+        raise ValueError(
+            "view1 and view2 should show the same items, but their batches differ: "
+            f"{tuple(view1.shape)} and {tuple(view2.shape)}."
+        )
+
+
+def check_more_than_one(batch: Tensor) -> None:
+    """Raise ValueError for a batch of one, which BatchNorm in the heads cannot train on."""
+    if batch.shape[0] == 1:
+        raise ValueError(
+            "A batch of one cannot train BYOL: the heads' BatchNorm needs at least 2 images. Use a "
+            "larger batch (drop_last=True in the DataLoader), or learner.eval() to only compute."
+        )
+
+
+def check_values(batch: Tensor, name: str) -> tuple[float, float]:
+    """Check that floats are finite; waits for the device.
+
+    Returns:
+        The smallest and the largest value; (0, 1) for integers.
+
+    Raises:
+        ValueError: NaN or infinity.
+    """
+    if not batch.is_floating_point():
+        return 0.0, 1.0
+    low, high = (float(bound) for bound in batch.detach().aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        kind = "NaN" if math.isnan(low) or math.isnan(high) else "infinity"
+        raise ValueError(
+            f"{name} holds {kind}: {int((~batch.isfinite()).sum())} of {batch.numel()} values are "
+            "not finite. Look for a division by zero or a broken file in the data."
+        )
+    return low, high
+
+
+def is_far_from_unit(low: float, high: float) -> bool:
+    """Whether values far outside [0, 1] occur."""
+    return low < FAR_BELOW or high > FAR_ABOVE
+
+
+def far_from_unit_message(low: float, high: float) -> str:
+    """What to say of them."""
+    guess = "Are they normalised already?" if low < 0 else "Are they still in [0, 255]?"
+    return (
+        f"images should be floats in [0, 1], got values from {low:.3g} to {high:.3g}. {guess} The "
+        "default views clip to [0, 1] and normalise: divide by 255, or leave normalisation out of "
+        "your loader."
+    )

@@ -1,0 +1,361 @@
+"""Finds the layer whose values represent an image, and reads it; nothing stays on the net.
+
+Hooks live on a user's net only while a forward runs. The forward stops at the layer: what lies
+behind it (a classifier, say) is not computed.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from byol_wrap.modes import outside_graph
+
+Pool = str | Callable[[Tensor], Tensor]
+
+CLASS_TOKENS = {"cls_token", "class_token", "class_embedding", "cls_embedding"}
+MAIN_FIELDS = ("logits", "image_embeds", "pooler_output", "last_hidden_state", "out")
+POOLS = ("mean", "max", "class_token", "flatten")
+
+
+@dataclass(frozen=True)
+class Representation:
+    """Which values of a net represent an image: ``learner.representation``.
+
+    Attributes:
+        layer: dotted name of the layer in the net; "" is the net itself.
+        side: whether the layer's input or its output is taken.
+        pool: how it becomes one vector an image: "none", "mean", "max", "class_token", "flatten"
+            or the user's callable.
+        channels_last: whether channels are the last dimension (tokens, NHWC maps) or the second.
+        size: length D of that vector.
+    """
+
+    layer: str
+    side: Literal["input", "output"]
+    pool: Pool
+    channels_last: bool
+    size: int
+
+    def read(self, net: nn.Module, x: Tensor) -> Tensor:
+        """Run ``net`` on ``x`` as far as the layer: (B, ...) in, (B, D) out, with gradient.
+
+        Raises:
+            RuntimeError: the layer was not reached, or gave no tensor of the expected size.
+        """
+        value = _main_tensor(net(x)) if self.layer == "" else _capture(net, self, x)
+        if value is None:
+            raise RuntimeError(
+                f"The representation layer {self.layer!r} was not reached in this forward, or gave "
+                "no tensor. A layer that only some inputs reach, or one inside a module compiled "
+                "after wrapping, cannot be the representation: choose another hidden_layer, and "
+                "compile the learner rather than its net."
+            )
+        vector = pooled(value, self.pool, self.channels_last)
+        if vector.shape != (x.shape[0], self.size):
+            raise RuntimeError(
+                f"The representation {self} should give ({x.shape[0]}, {self.size}) for a batch of "
+                f"{x.shape[0]}, but gave {tuple(vector.shape)}. Feed images of the size that the "
+                "heads were built for, or choose pool='mean'."
+            )
+        return vector
+
+
+class _Reached(BaseException):
+    """Carries the tapped value out of a net's forward; no ``except Exception`` may swallow it."""
+
+
+def _stop_at_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    raise _Reached(_main_tensor((*args, *kwargs.values())))
+
+
+def _stop_at_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    raise _Reached(_main_tensor(output))
+
+
+# Under torch.compile the hook comes and goes between graphs: attached inside one it would break it,
+# and left on the net it would break the promise to leave nothing there.
+@outside_graph(recursive=False)
+def _capture(net: nn.Module, tap: Representation, x: Tensor) -> Tensor | None:
+    layer = net.get_submodule(tap.layer)
+    handle = (
+        layer.register_forward_pre_hook(_stop_at_input, with_kwargs=True)
+        if tap.side == "input"
+        else layer.register_forward_hook(_stop_at_output)
+    )
+    try:
+        return _run_until_reached(net, x)
+    finally:
+        handle.remove()
+
+
+def _run_until_reached(net: nn.Module, x: Tensor) -> Tensor | None:
+    try:
+        net(x)
+    except _Reached as reached:
+        value: Tensor | None = reached.args[0]
+        return value
+    return None
+
+
+def find_representation(
+    net: nn.Module, sample: Tensor, hidden_layer: str | int | None, pool: Pool | None
+) -> tuple[Representation, set[str]]:
+    """Run ``net`` once on ``sample`` and settle what represents an image.
+
+    The net should be a copy in eval mode: it is run with gradient, and its parameters are left
+    requiring gradient.
+
+    Args:
+        net: the net to look into.
+        sample: (B, ...), a batch that the net takes.
+        hidden_layer: None for the input of the last Linear whose output is the net's output and
+            behind which something can be trained (where there is none, the net's output); a dotted
+            name or a child's index for that layer's output; "" for the net's output.
+        pool: None for a choice by the shape, or one of ``POOLS``, or a callable from the layer's
+            value to (B, D).
+
+    Returns:
+        The representation, and the names of the parameters that it does not depend on.
+
+    Raises:
+        ValueError: no such layer; it is never reached, reached twice, or gives no float tensor with
+            one entry an image; nothing that can be trained lies before it.
+        TypeError: ``pool`` returned something else than a tensor.
+    """
+    for parameter in net.parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_(True)
+    name = None if hidden_layer is None else layer_name(net, hidden_layer)
+    calls, output = _record(net, sample, name)
+
+    if name is None:
+        name, side, value = _before_classifier(calls, output)
+    else:
+        side, value = "output", output
+        if name:
+            _check_reached_once(name, calls)
+            value = _main_tensor(calls[0].output)
+
+    where = f"The {side} of layer {name!r}" if name else "The net's output"
+    if value is None or not value.is_floating_point():
+        raise ValueError(f"{where} holds no tensor of floats; choose another hidden_layer.")
+    if value.ndim < 2 or value.shape[0] != sample.shape[0]:
+        raise ValueError(
+            f"{where} has shape {tuple(value.shape)}, but a representation needs one entry for "
+            f"each of the {sample.shape[0]} images and at least one more dimension; choose another "
+            "hidden_layer."
+        )
+    used = _trained_by(value)
+    if used is not None and not used:
+        raise ValueError(
+            f"No gradient flows from {where[0].lower()}{where[1:]} to any parameter of the net: it "
+            "is detached, or nothing that can be trained lies before it. Choose another "
+            "hidden_layer."
+        )
+    channels_last = value.ndim == 3 or side == "input" or _is_channels_last(value, sample)
+    pool = _choose_pool(net, value) if pool is None else pool
+    vector = pooled(value, pool, channels_last)
+    if vector.ndim != 2 or vector.shape[0] != sample.shape[0]:
+        raise ValueError(
+            f"pool={pool!r} should turn {tuple(value.shape)} into ({sample.shape[0]}, D), but gave "
+            f"{tuple(vector.shape)}."
+        )
+    unused = {n for n, p in net.named_parameters() if used is not None and id(p) not in used}
+    return Representation(name, side, pool, channels_last, vector.shape[1]), unused
+
+
+def check_pool(pool: Pool | None) -> Pool | None:
+    """Raise ValueError for a ``pool`` that is neither a name nor a callable nor None."""
+    if pool is None or callable(pool) or pool in POOLS:
+        return pool
+    raise ValueError(f"pool expects a callable or one of {', '.join(POOLS)}, got {pool!r}.")
+
+
+def layer_name(net: nn.Module, hidden_layer: str | int) -> str:
+    """The dotted name of a layer given by name or by its index among the net's children.
+
+    Raises:
+        ValueError: no such layer; the message lists the closest names.
+        TypeError: neither a name nor an index.
+    """
+    if isinstance(hidden_layer, int) and not isinstance(hidden_layer, bool):
+        children = [name for name, _ in net.named_children()]
+        if not -len(children) <= hidden_layer < len(children):
+            raise ValueError(
+                f"hidden_layer={hidden_layer} is out of range: the net has {len(children)} "
+                f"children: {', '.join(children) or 'none'}."
+            )
+        return children[hidden_layer]
+    if not isinstance(hidden_layer, str):
+        raise TypeError(
+            "hidden_layer expects a layer's dotted name, a child's index or None, got "
+            f"{type(hidden_layer).__name__}."
+        )
+    names = [name for name, _ in net.named_modules(remove_duplicate=False)]
+    if hidden_layer not in names:
+        close = difflib.get_close_matches(hidden_layer, names, n=5, cutoff=0.4)
+        hint = ", ".join(close or [n for n, _ in net.named_children()][:10])
+        raise ValueError(
+            f"The net has no layer named {hidden_layer!r}. Closest: {hint}. "
+            "All names: [name for name, _ in net.named_modules()]."
+        )
+    return hidden_layer
+
+
+@dataclass(frozen=True)
+class _Call:
+    name: str
+    input: Tensor | None
+    output: Any
+    version: int
+
+
+def _record(net: nn.Module, sample: Tensor, name: str | None) -> tuple[list[_Call], Tensor | None]:
+    """Every call of the layer ``name`` (of every Linear where it is None), and the net's output."""
+    calls: list[_Call] = []
+
+    def recorder(label: str) -> Callable[..., None]:
+        def record(_: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            version = output._version if isinstance(output, Tensor) else 0
+            calls.append(_Call(label, _main_tensor((*args, *kwargs.values())), output, version))
+
+        return record
+
+    with ExitStack() as hooks:
+        for label, layer in net.named_modules():
+            if isinstance(layer, nn.Linear) if name is None else label == name != "":
+                handle = layer.register_forward_hook(recorder(label), with_kwargs=True)
+                hooks.callback(handle.remove)
+        try:
+            return calls, _main_tensor(net(sample))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"The net cannot take a batch of shape {tuple(sample.shape)}, {sample.dtype}: "
+                f"{error}. Do image_size and channels suit it?"
+            ) from error
+
+
+def _before_classifier(
+    calls: list[_Call], output: Tensor | None
+) -> tuple[str, Literal["input", "output"], Tensor | None]:
+    for call in reversed(calls):
+        if (
+            _same_values(call, output)
+            and sum(other.name == call.name for other in calls) == 1
+            and call.input is not None
+            and call.input.requires_grad
+        ):
+            return call.name, "input", call.input
+    return "", "output", output
+
+
+def _same_values(call: _Call, output: Tensor | None) -> bool:
+    """Whether a layer's output is the net's output: itself or a view of all of it, unmodified."""
+    return (
+        output is not None
+        and isinstance(call.output, Tensor)
+        and call.output.numel() == output.numel()
+        and call.output.untyped_storage().data_ptr() == output.untyped_storage().data_ptr()
+        and call.output._version == call.version
+    )
+
+
+def _check_reached_once(name: str, calls: list[_Call]) -> None:
+    if len(calls) != 1:
+        times = "never" if not calls else f"{len(calls)} times"
+        raise ValueError(
+            f"The layer {name!r} is reached {times} in a forward; the representation needs a layer "
+            "that is reached once. Choose the layer that contains it, or one behind it."
+        )
+
+
+def _main_tensor(output: Any) -> Tensor | None:
+    """The tensor that stands for a structured output.
+
+    Of a mapping or dataclass the field that holds logits or a pooled output, or else the first with
+    a tensor; of a tuple the first; of a list (a pyramid of feature maps) the last.
+    """
+    if isinstance(output, Tensor):
+        return output
+    parts: list[Any] = []
+    if isinstance(output, Mapping):
+        parts = [output[key] for key in MAIN_FIELDS if key in output] + list(output.values())
+    elif is_dataclass(output) and not isinstance(output, type):
+        values = {field.name: getattr(output, field.name) for field in fields(output)}
+        return _main_tensor(values)
+    elif isinstance(output, tuple):
+        parts = list(output)
+    elif isinstance(output, list):
+        parts = output[::-1]
+    for part in parts:
+        if (tensor := _main_tensor(part)) is not None:
+            return tensor
+    return None
+
+
+def _trained_by(value: Tensor) -> set[int] | None:
+    """Ids of the parameters that a gradient of ``value`` reaches, read off its graph.
+
+    None where the graph does not tell: reentrant checkpoints hide what they ran.
+    """
+    if value.grad_fn is None:
+        return {id(value)} if value.requires_grad else set()
+    reached: set[int] = set()
+    seen = set()
+    nodes: list[Any] = [value.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if "CheckpointFunction" in node.name():
+            return None
+        if (variable := getattr(node, "variable", None)) is not None:
+            reached.add(id(variable))
+        nodes.extend(parent for parent, _ in node.next_functions)
+    return reached
+
+
+def _is_channels_last(value: Tensor, sample: Tensor) -> bool:
+    """Whether a map is (B, H, W, C): its aspect is then that of the images in dimensions 1, 2."""
+    if value.ndim != 4 or sample.ndim != 4:
+        return False
+    _, a, b, c = value.shape
+    aspect = sample.shape[2] / sample.shape[3]
+    return abs(math.log(a / b / aspect)) < abs(math.log(b / c / aspect))
+
+
+def _choose_pool(net: nn.Module, value: Tensor) -> str:
+    if value.ndim == 2:
+        return "none"
+    names = {name.rpartition(".")[2] for name, _ in net.named_parameters()}
+    return "class_token" if value.ndim == 3 and names & CLASS_TOKENS else "mean"
+
+
+def pooled(value: Tensor, pool: Pool, channels_last: bool) -> Tensor:
+    """Turn tokens (B, T, C) or maps (B, C, ...) or (B, ..., C) into vectors (B, D).
+
+    Raises:
+        TypeError: a callable ``pool`` returned something else than a tensor.
+    """
+    if callable(pool):
+        vector = pool(value)
+        if not isinstance(vector, Tensor):
+            raise TypeError(f"pool should return a tensor (B, D), got {type(vector).__name__}.")
+        return vector
+    if value.ndim == 2:
+        return value
+    if pool == "flatten":
+        return value.flatten(1)
+    if pool == "class_token":
+        return value[:, 0]
+    positions = tuple(range(1, value.ndim - 1) if channels_last else range(2, value.ndim))
+    return value.amax(positions) if pool == "max" else value.mean(positions)

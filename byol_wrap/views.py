@@ -1,0 +1,363 @@
+"""The two augmentation pipelines of BYOL, each image with draws of its own.
+
+A view is drawn first, on the host, and then applied on the images' device: the draws depend on
+``torch.manual_seed`` alone, not on the device, and nothing has to be read back. A step that only
+some images were drawn for is computed for those only.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Augment = Callable[[Tensor], Tensor]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Probabilities and ranges of one pipeline, in the order in which its steps are taken.
+
+    Reference:
+        Grill et al. 2020, appendix B and table 6.
+    """
+
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    jitter: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
+    greyscale: float = 0.2
+    blur: float = 1.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize: float = 0.0
+
+
+VIEW1 = Recipe()
+VIEW2 = replace(VIEW1, blur=0.1, solarize=0.2)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """All that is random in one view of a batch; indices say which images a step is for."""
+
+    boxes: list[tuple[int, int, int, int]]  # top, left, height, width of each image's crop
+    flip: Tensor  # (n,) indices
+    jitter: Tensor  # (n,) indices
+    jitter_order: Tensor  # (n, 4), a permutation of the four colour steps for each of those images
+    jitter_factors: Tensor  # (n, 4): brightness, contrast, saturation factors; hue in turns
+    greyscale: Tensor  # (n,) indices
+    blur: Tensor  # (n,) indices
+    blur_sigma: Tensor  # (n,) in pixels
+    solarize: Tensor  # (n,) indices
+
+
+class RandomView:
+    """A pipeline: images (B, C, H, W) in [0, 1] in, float32 images (B, C, h, w) in [0, 1] out.
+
+    Args:
+        recipe: what is drawn with which probability.
+        size: (h, w) in pixels of what comes out; None keeps the size of what goes in.
+
+    Deviations from the reference code: crops are resized with antialiasing (bicubic, as
+    torchvision does; not on MPS, which has no such kernel); colour steps follow torchvision's
+    formulas (brightness multiplies, saturation mixes with grey) where the reference adds and uses
+    HSV; blur mirrors the border where the reference pads with zeros. Images that come out smaller
+    than 64 pixels are not blurred, as in published recipes for 32 x 32. Colour jitter and greyscale
+    are for images of 3 channels and left out for others.
+    """
+
+    def __init__(self, recipe: Recipe, size: tuple[int, int] | None = None) -> None:
+        self.recipe = recipe
+        self.size = size
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """One view of each image."""
+        height, width = images.shape[2:]
+        size = self.size or (height, width)
+        recipe = self.recipe
+        if min(size) < 64:
+            recipe = replace(recipe, blur=0.0)
+        if images.shape[1] != 3:
+            recipe = replace(recipe, jitter=0.0, greyscale=0.0)
+        return apply(draw(recipe, len(images), height, width), images, size)
+
+    def __repr__(self) -> str:
+        return f"RandomView({self.recipe}, size={self.size})"
+
+
+class Views:
+    """The pipelines of both views, and the normalisation that ends them.
+
+    Args:
+        augment_fn: replaces both pipelines; None for the default views.
+        augment_fn2: replaces the second.
+        size: (height, width) of the default views; None keeps that of the images.
+        normalize: what both pipelines, and images to embed, go through last; None for nothing.
+
+    Raises:
+        TypeError: a pipeline that cannot be called.
+        ValueError: a size that is not a pair of positive integers.
+    """
+
+    def __init__(
+        self,
+        augment_fn: Augment | None,
+        augment_fn2: Augment | None,
+        size: tuple[int, int] | None,
+        normalize: Augment | None,
+    ) -> None:
+        for name, augment in (("augment_fn", augment_fn), ("augment_fn2", augment_fn2)):
+            if augment is not None and not callable(augment):
+                raise TypeError(f"{name} should be callable, got {type(augment).__name__}.")
+        if size is not None and not (
+            len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
+        ):
+            raise ValueError(
+                "image_size should be a positive number of pixels or a pair (height, width), got "
+                f"{size}."
+            )
+        self.augment1 = RandomView(VIEW1, size) if augment_fn is None else augment_fn
+        self.augment2 = augment_fn2 or augment_fn or RandomView(VIEW2, size)
+        self.normalize = normalize
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Two views (B, C, h, w) of images (B, C, H, W), in float32 whatever autocast says."""
+        with torch.autocast(images.device.type, enabled=False):
+            images = as_unit_float(images)
+            return self._view(self.augment1, images), self._view(self.augment2, images)
+
+    def _view(self, augment: Augment, images: Tensor) -> Tensor:
+        if isinstance(augment, nn.Module):
+            augment.to(images.device)
+        view = augment(images)
+        if not isinstance(view, Tensor) or view.shape[:1] != images.shape[:1]:
+            got = tuple(view.shape) if isinstance(view, Tensor) else type(view).__name__
+            raise ValueError(
+                f"augment_fn should return a view of each of the {len(images)} images, got {got}."
+            )
+        return view if self.normalize is None else self.normalize(view)
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """Images as the networks expect them, neither augmented nor resized."""
+        with torch.autocast(images.device.type, enabled=False):
+            images = as_unit_float(images)
+            return images if self.normalize is None else self.normalize(images)
+
+
+def draw(recipe: Recipe, batch: int, height: int, width: int) -> Draws:
+    """Draw a view's parameters for ``batch`` images of ``height`` x ``width`` pixels."""
+    jitter = _chosen(recipe.jitter, batch)
+    spread = torch.tensor([recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue])
+    factors = (2 * torch.rand(len(jitter), 4) - 1) * spread + torch.tensor([1.0, 1.0, 1.0, 0.0])
+    blur = _chosen(recipe.blur, batch)
+    return Draws(
+        boxes=_draw_boxes(recipe, batch, height, width),
+        flip=_chosen(recipe.flip, batch),
+        jitter=jitter,
+        jitter_order=torch.rand(len(jitter), 4).argsort(dim=1),
+        jitter_factors=factors,
+        greyscale=_chosen(recipe.greyscale, batch),
+        blur=blur,
+        blur_sigma=_uniform(recipe.blur_sigma, len(blur)),
+        solarize=_chosen(recipe.solarize, batch),
+    )
+
+
+def _chosen(probability: float, batch: int) -> Tensor:
+    return (torch.rand(batch) < probability).nonzero()[:, 0]
+
+
+def _uniform(bounds: tuple[float, float], *shape: int) -> Tensor:
+    low, high = bounds
+    return low + (high - low) * torch.rand(shape)
+
+
+def _draw_boxes(
+    recipe: Recipe, batch: int, height: int, width: int, tries: int = 10
+) -> list[tuple[int, int, int, int]]:
+    """Crops of random area and log-uniform aspect: the first of ten tries that fits.
+
+    Where none fits, the largest central crop whose aspect is in range, as in torchvision.
+    """
+    low, high = recipe.crop_ratio
+    area = _uniform(recipe.crop_area, batch, tries) * height * width
+    ratio = _uniform((math.log(low), math.log(high)), batch, tries).exp()
+    heights = (area / ratio).sqrt().round().int().clamp(min=1)
+    widths = (area * ratio).sqrt().round().int().clamp(min=1)
+    fits = (heights <= height) & (widths <= width)
+    first = fits.int().argmax(dim=1, keepdim=True)
+    rows = torch.cat([heights.gather(1, first), widths.gather(1, first)], dim=1)
+    corners = torch.rand(batch, 2)
+    central = (
+        min(height, round(width / low)),
+        min(width, round(height * high)),
+    )
+    boxes = []
+    for fit, (h, w), (y, x) in zip(
+        fits.any(dim=1).tolist(), rows.tolist(), corners.tolist(), strict=True
+    ):
+        if fit:
+            boxes.append((int(y * (height - h + 1)), int(x * (width - w + 1)), h, w))
+        else:
+            h, w = central
+            boxes.append(((height - h) // 2, (width - w) // 2, h, w))
+    return boxes
+
+
+def apply(draws: Draws, images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Apply a view's draws: (B, C, H, W) in [0, 1] in, float32 (B, C, *size) in [0, 1] out."""
+    x = crop(as_unit_float(images), draws.boxes, size)
+    _on_some(x, draws.flip, lambda part: part.flip(-1))
+    _jitter(x, draws)
+    _on_some(x, draws.greyscale, greyscale)
+    _on_some(x, draws.blur, lambda part: blur(part, draws.blur_sigma))
+    _on_some(x, draws.solarize, solarize)
+    return x
+
+
+def _on_some(x: Tensor, index: Tensor, step: Callable[[Tensor], Tensor]) -> None:
+    """Replace the images that ``index`` names by what ``step`` makes of them."""
+    if len(index) == 0:
+        return
+    index = index.to(x.device, non_blocking=True)
+    x[index] = step(x[index])
+
+
+def _jitter(x: Tensor, draws: Draws) -> None:
+    """Four colour steps, each image in an order of its own: image by image the same work as one."""
+    steps = (brightness, contrast, saturation, hue)
+    for place in range(4):
+        for kind, step in enumerate(steps):
+            here = draws.jitter_order[:, place] == kind
+            factors = draws.jitter_factors[here, kind].to(x.device, non_blocking=True)
+            _on_some(x, draws.jitter[here], partial(step, factors=factors))
+
+
+def as_unit_float(images: Tensor) -> Tensor:
+    """Images as float32 in [0, 1]: uint8 is divided by 255, floats are taken as they are."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+
+
+def crop(images: Tensor, boxes: list[tuple[int, int, int, int]], size: tuple[int, int]) -> Tensor:
+    """Cut one box (top, left, height, width) out of each image and resize it to ``size``.
+
+    Bicubic with antialiasing, clipped to [0, 1]; equal to torchvision's ``resized_crop``.
+    """
+    out = images.new_empty((len(images), images.shape[1], *size))
+    antialias = images.device.type != "mps"
+    for image, view, (top, left, height, width) in zip(images, out, boxes, strict=True):
+        box = image[None, :, top : top + height, left : left + width]
+        view.copy_(F.interpolate(box, size, mode="bicubic", antialias=antialias)[0])
+    return out.clamp_(0, 1)
+
+
+def brightness(images: Tensor, factors: Tensor) -> Tensor:
+    """Multiply each image by its factor."""
+    from kornia.enhance import adjust_brightness_accumulative
+
+    return adjust_brightness_accumulative(images, factors)
+
+
+def contrast(images: Tensor, factors: Tensor) -> Tensor:
+    """Mix each image with the mean of its grey values."""
+    from kornia.enhance import adjust_contrast_with_mean_subtraction
+
+    return adjust_contrast_with_mean_subtraction(images, factors)
+
+
+def saturation(images: Tensor, factors: Tensor) -> Tensor:
+    """Mix each image with its grey values."""
+    from kornia.enhance import adjust_saturation_with_gray_subtraction
+
+    return adjust_saturation_with_gray_subtraction(images, factors)
+
+
+def hue(images: Tensor, factors: Tensor) -> Tensor:
+    """Turn each image's hue; 1 is a whole turn."""
+    from kornia.enhance import adjust_hue
+
+    return adjust_hue(images, factors * (2 * math.pi))
+
+
+def greyscale(images: Tensor) -> Tensor:
+    """Replace three channels by their luma (weights of the reference code and torchvision)."""
+    red, green, blue = images.unbind(dim=1)
+    return (0.2989 * red + 0.587 * green + 0.114 * blue).unsqueeze(1).expand_as(images)
+
+
+def blur(images: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur, ``sigma`` in pixels for each image; the kernel spans a tenth of the image."""
+    from kornia.filters import gaussian_blur2d
+
+    height, width = images.shape[2:]
+    sigmas = sigma.to(images.device, non_blocking=True)[:, None].expand(-1, 2)
+    return gaussian_blur2d(images, (height // 10 | 1, width // 10 | 1), sigmas)
+
+
+def solarize(images: Tensor) -> Tensor:
+    """Keep values below one half and invert the others."""
+    return torch.where(images < 0.5, images, 1 - images)
+
+
+def normalization(
+    mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
+) -> "Normalize":
+    """Normalisation with the given statistics, or else ImageNet's for 3 channels, 0.5 for others.
+
+    Raises:
+        ValueError: one of the two is missing, or see ``Normalize``.
+    """
+    if mean is None and std is None:
+        half = (0.5,) * channels
+        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else (half, half)
+    if mean is None or std is None:
+        raise ValueError(f"mean and std go together, got mean={mean}, std={std}: give both.")
+    return Normalize(mean, std, channels)
+
+
+class Normalize:
+    """Subtract a mean and divide by a standard deviation, channel by channel.
+
+    Args:
+        mean: one number a channel, for pixels in [0, 1].
+        std: one positive number a channel.
+        channels: how many channels there are.
+
+    Raises:
+        ValueError: another number of values than channels, or a std that is not positive.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != channels:
+                raise ValueError(
+                    f"{name} expects one number for each of the {channels} channels, got "
+                    f"{len(values)}: {tuple(values)}. Give channels= too if the images have "
+                    "another number of channels."
+                )
+        self.mean = tuple(float(value) for value in mean)
+        self.std = tuple(float(value) for value in std)
+        if not all(math.isfinite(m) and 0 < s < math.inf for m, s in zip(mean, std, strict=True)):
+            raise ValueError(
+                f"mean must be finite and std positive, got mean={self.mean}, std={self.std}."
+            )
+        self._on_device: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in, the same shape out."""
+        if images.device not in self._on_device:
+            stats = torch.tensor([self.mean, self.std]).to(images.device)
+            self._on_device[images.device] = (stats[0, :, None, None], stats[1, :, None, None])
+        mean, std = self._on_device[images.device]
+        return (images - mean) / std
