@@ -1,0 +1,428 @@
+"""Features, kNN and linear probe, against scikit-learn."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from byol_wrap import BYOL, extract_features, knn_accuracy, linear_probe
+
+
+def clusters(classes=4, train=120, test=400, size=12, spread=2.5, seed=0, names=None):
+    """Overlapping clusters: (train features, labels, test features, labels)."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = 2 * torch.randn(classes, size, generator=generator)
+    parts = []
+    for count in (train, test):
+        labels = torch.randint(classes, (count,), generator=generator)
+        noise = torch.randn(count, size, generator=generator)
+        features = centres[labels] + spread * noise
+        parts += [features, labels if names is None else torch.tensor(names)[labels]]
+    return parts
+
+
+# kNN
+
+
+def sklearn_knn(data, k, temperature):
+    x, y, test_x, test_y = (part.double().numpy() for part in data)
+    model = KNeighborsClassifier(
+        k,
+        metric="cosine",
+        algorithm="brute",
+        # Shifted by each query's own nearest, which changes no vote and underflows for none.
+        weights=lambda d: np.exp((d.min(axis=1, keepdims=True) - d) / temperature),
+    )
+    return model.fit(x, y).score(test_x, test_y)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("temperature", [0.07, 0.1, 1.0])
+@pytest.mark.parametrize("k", [1, 5, 20, 120])
+def test_knn_equals_scikit_learn(k, temperature, seed):
+    data = clusters(seed=seed)
+    expected = sklearn_knn(data, k, temperature)
+    assert 0.3 < expected < 0.95
+    assert knn_accuracy(*data, k=k, temperature=temperature) == pytest.approx(expected, abs=1e-9)
+
+
+def test_votes_are_weighted_by_similarity():
+    # Two neighbours of class 0 at a distance against one of class 1 nearby.
+    angles = torch.tensor([0.5, -0.5, 0.1])
+    train = torch.stack([angles.cos(), angles.sin()], dim=1)
+    data = (train, torch.tensor([0, 0, 1]), torch.tensor([[1.0, 0.0]]), torch.tensor([1]))
+    assert knn_accuracy(*data, k=3, temperature=0.07) == 1
+    assert knn_accuracy(*data, k=3, temperature=10.0) == 0
+
+
+def test_knn_defaults_are_20_neighbours_and_007():
+    data = clusters(classes=6, spread=3.5)
+    assert knn_accuracy(*data) == knn_accuracy(*data, k=20, temperature=0.07)
+    assert knn_accuracy(*data) == pytest.approx(sklearn_knn(data, 20, 0.07), abs=1e-9)
+
+
+def test_low_temperature_does_not_lose_the_votes_of_distant_neighbours():
+    # Similarities near 0: exp((0 - 1) / 0.005) is 0 in float32, and all classes would tie.
+    generator = torch.Generator().manual_seed(0)
+    data = clusters(classes=3, size=16, seed=1)
+    data[0] = torch.cat([data[0], 30 * torch.randn(120, 400, generator=generator)], dim=1)
+    data[2] = torch.cat([data[2], 30 * torch.randn(400, 400, generator=generator)], dim=1)
+    expected = sklearn_knn(data, 1, 0.005)
+    assert knn_accuracy(*data, k=1, temperature=0.005) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 399, 400, 401])
+def test_chunks_change_nothing(chunk_size):
+    data = clusters()
+    assert knn_accuracy(*data, k=5, chunk_size=chunk_size) == knn_accuracy(*data, k=5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_knn_takes_any_float_and_any_scale(dtype):
+    data = clusters(spread=0.1)
+    data[0], data[2] = 100 * data[0].to(dtype), 0.01 * data[2].to(dtype)
+    assert knn_accuracy(*data) == 1
+
+
+def test_knn_of_one_test_image():
+    x, y, test_x, test_y = clusters(spread=0.1)
+    assert knn_accuracy(x, y, test_x[:1], test_y[:1]) == 1
+    assert knn_accuracy(x, y, test_x[:1], test_y[:1] + 1) == 0
+
+
+# Labels: both evaluations treat them alike
+
+EVALUATIONS = [knn_accuracy, linear_probe]
+
+
+def sklearn_accuracy(evaluation, data):
+    return sklearn_knn(data, 20, 0.07) if evaluation is knn_accuracy else sklearn_probe(data, 1.0)
+
+
+@pytest.mark.parametrize("evaluation", EVALUATIONS)
+def test_labels_may_be_any_integers(evaluation):
+    plain = clusters(spread=2.0)
+    named = clusters(spread=2.0, names=[700, -3, 12, 0])
+    assert evaluation(*named) == evaluation(*plain)
+    assert evaluation(*named) == pytest.approx(sklearn_accuracy(evaluation, named), abs=0.003)
+
+
+@pytest.mark.parametrize("evaluation", EVALUATIONS)
+@pytest.mark.parametrize("missing", [0, 2, 3])
+def test_class_without_test_images(evaluation, missing):
+    x, y, test_x, test_y = clusters(names=[5, 1, 9, 30])
+    kept = test_y != [1, 5, 9, 30][missing]
+    data = [x, y, test_x[kept], test_y[kept]]
+    assert evaluation(*data) == pytest.approx(sklearn_accuracy(evaluation, data), abs=0.006)
+
+
+@pytest.mark.parametrize("evaluation", EVALUATIONS)
+@pytest.mark.parametrize("missing", [0, 2, 3])
+def test_class_without_training_images_is_never_right(evaluation, missing):
+    x, y, test_x, test_y = clusters(names=[5, 1, 9, 30])
+    kept = y != [1, 5, 9, 30][missing]
+    data = [x[kept], y[kept], test_x, test_y]
+    expected = sklearn_accuracy(evaluation, data)
+    assert evaluation(*data) == pytest.approx(expected, abs=0.006)
+    assert evaluation(*data) <= 1 - (test_y == [1, 5, 9, 30][missing]).float().mean().item()
+
+
+@pytest.mark.parametrize("evaluation", EVALUATIONS)
+def test_labels_may_be_integers_of_two_types(evaluation):
+    x, y, test_x, test_y = clusters()
+    assert evaluation(x, y, test_x, test_y.int()) == evaluation(x, y, test_x, test_y)
+    assert evaluation(x, y.to(torch.uint8), test_x, test_y) == evaluation(x, y, test_x, test_y)
+
+
+@pytest.mark.parametrize("evaluation", EVALUATIONS)
+def test_labels_may_be_a_column_of_a_table(evaluation):
+    x, y, test_x, test_y = clusters()
+    table, test_table = (torch.stack([labels, labels], dim=1) for labels in (y, test_y))
+    expected = evaluation(x, y, test_x, test_y)
+    assert evaluation(x, table[:, 0], test_x, test_table[:, 1]) == expected
+
+
+@pytest.mark.parametrize("evaluation", EVALUATIONS)
+@pytest.mark.parametrize("part", [0, 2])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_features_that_are_not_finite_are_refused(evaluation, part, value):
+    data = clusters()
+    data[part][3, 4] = value
+    name = "train" if part == 0 else "test"
+    with pytest.raises(ValueError, match=f"{name}_features hold NaN or infinity"):
+        evaluation(*data)
+
+
+@pytest.mark.parametrize("evaluation", EVALUATIONS)
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        (0, lambda x: x[:0], r"train_features should be \(N, D\) .*\(0, 12\) and \(120,\)"),
+        (1, lambda y: y[:-1], r"train_features should be .*\(120, 12\) and \(119,\)"),
+        (1, lambda y: y[:, None], r"train_features should be .*\(120, 1\)"),
+        (2, lambda x: x[0], r"test_features should be .*\(12,\) and \(400,\)"),
+        (2, lambda x: x[:, :5], "train_features have 12 dimensions, test_features 5"),
+        (3, lambda y: y[:7], r"test_features should be .*\(7,\)"),
+    ],
+)
+def test_shapes_that_do_not_match_are_refused(evaluation, part, change, message):
+    data = clusters()
+    data[part] = change(data[part])
+    with pytest.raises(ValueError, match=message):
+        evaluation(*data)
+
+
+@pytest.mark.parametrize("evaluation", EVALUATIONS)
+@pytest.mark.parametrize(("first", "name"), [(0, "train"), (2, "test")])
+def test_nothing_to_compare_is_refused(evaluation, first, name):
+    data = clusters()
+    data[first], data[first + 1] = data[first][:0], data[first + 1][:0]
+    with pytest.raises(ValueError, match=f"{name}_features should be .* N at least 1"):
+        evaluation(*data)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"k": 0}, {"k": -1}, {"k": 121}, {"temperature": 0}, {"temperature": -1.0}]
+)
+def test_k_and_temperature_out_of_range_are_refused(arguments):
+    name, value = next(iter(arguments.items()))
+    with pytest.raises(ValueError, match=f"the 120 training features.*{name}={value}"):
+        knn_accuracy(*clusters(), **arguments)
+
+
+def test_all_training_images_may_be_neighbours():
+    data = clusters()
+    assert knn_accuracy(*data, k=120) == pytest.approx(sklearn_knn(data, 120, 0.07), abs=1e-9)
+
+
+# Linear probe
+
+
+def sklearn_probe(data, penalty):
+    x, y, test_x, test_y = (part.double().numpy() for part in data)
+    model = LogisticRegression(C=penalty, tol=1e-10, max_iter=20000)
+    return make_pipeline(StandardScaler(), model).fit(x, y).score(test_x, test_y)
+
+
+@pytest.mark.parametrize("penalty", [1e-3, 0.1, 1.0, 100.0])
+@pytest.mark.parametrize(
+    "problem",
+    [
+        {"classes": 3, "train": 60, "size": 4},
+        {"classes": 5, "train": 200, "size": 16, "spread": 4.0, "seed": 1},
+        {"classes": 4, "train": 40, "size": 30, "spread": 6.0, "seed": 2},  # more than images
+    ],
+    ids=["few", "many", "wide"],
+)
+def test_probe_equals_scikit_learn(problem, penalty):
+    data = clusters(test=2000, **problem)
+    # Different scales, so that standardising matters.
+    scale = torch.logspace(-2, 2, data[0].shape[1])
+    data[0], data[2] = data[0] * scale + 3, data[2] * scale + 3
+    expected = sklearn_probe(data, penalty)
+    assert 0.3 < expected < 0.99
+    assert linear_probe(*data, C=penalty) == pytest.approx(expected, abs=0.0011)
+
+
+@pytest.mark.parametrize("penalty", [1e-3, 1e-2, 1.0])
+def test_probe_of_two_classes_equals_scikit_learn(penalty):
+    x, y, test_x, test_y = clusters(2, train=150, test=4000, size=6, spread=4.0, seed=3)
+    kept = torch.arange(150)[(y == 0) | (torch.arange(150) % 3 == 0)]  # one class is rare
+    data = [x[kept], y[kept], test_x, test_y]
+    assert linear_probe(*data, C=penalty) == pytest.approx(sklearn_probe(data, penalty), abs=0.0011)
+
+
+def test_probe_is_penalised_by_c():
+    data = clusters(classes=4, train=40, size=30, spread=6.0, seed=2, test=2000)
+    assert linear_probe(*data, C=1e-3) != linear_probe(*data, C=100.0)
+    assert linear_probe(*data) == linear_probe(*data, C=1.0)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 3e4])
+def test_constant_feature_changes_nothing_even_if_it_varies_in_the_test(value):
+    data = clusters(train=121)
+    expected = linear_probe(*data)
+    constant = torch.full((121, 1), value)
+    data[0] = torch.cat([data[0], constant], dim=1)
+    data[2] = torch.cat([data[2], value + 0.1 * torch.rand(400, 1)], dim=1)
+    assert linear_probe(*data) == pytest.approx(expected, abs=0.003)
+
+
+def test_probe_leaves_features_and_gradient_mode_alone():
+    data = clusters()
+    data[0].requires_grad_()
+    before = data[0].detach().clone()
+    linear_probe(*data)
+    assert torch.equal(data[0], before)
+    assert data[0].grad is None
+    assert torch.is_grad_enabled()
+    with torch.no_grad():
+        linear_probe(*data)
+        assert not torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("penalty", [0, -1.0])
+def test_penalty_that_is_not_positive_is_refused(penalty):
+    with pytest.raises(ValueError, match=f"C should be positive, got {penalty}"):
+        linear_probe(*clusters(), C=penalty)
+
+
+# Features
+
+
+def net_with_frozen_norm():
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(2)
+    )
+    net[1].running_mean.normal_()
+    net[1].eval()
+    return net
+
+
+def wrapped():
+    return BYOL(net_with_frozen_norm(), 16, projection_size=4, projection_hidden_size=8)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def pixels(count=10):
+    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def labelled(count=10, batch_size=4):
+    return DataLoader(TensorDataset(pixels(count), torch.arange(count) * 3), batch_size)
+
+
+def training_flags(model):
+    return [module.training for module in model.modules()]
+
+
+def test_features_of_a_learner_are_its_embeddings_in_order():
+    learner = wrapped()
+    flags = training_flags(learner)
+    features, labels = extract_features(learner, labelled())
+    assert training_flags(learner) == flags
+    assert features.shape == (10, 4)
+    torch.testing.assert_close(features, learner.embed(pixels()))
+    assert labels.tolist() == [3 * i for i in range(10)]
+    assert not features.requires_grad
+
+
+def test_features_of_a_plain_net_are_its_flat_outputs_in_eval_mode():
+    net = net_with_frozen_norm()
+    flags = training_flags(net)
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    features, labels = extract_features(net, labelled())
+    assert training_flags(net) == flags
+    assert flags == [True, True, False, True, True]
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    with torch.no_grad():
+        expected = net.eval()(pixels()).flatten(1)
+    torch.testing.assert_close(features, expected)
+    assert labels.tolist() == [3 * i for i in range(10)]
+    assert not features.requires_grad
+
+
+@pytest.mark.parametrize("build", [wrapped, net_with_frozen_norm])
+def test_bytes_are_taken_as_pixels_over_255(build):
+    model = build()
+    batch = (pixels() * 255).to(torch.uint8)
+    features, _ = extract_features(model, [batch])
+    expected, _ = extract_features(model, [batch.float() / 255])
+    torch.testing.assert_close(features, expected)
+
+
+@pytest.mark.parametrize("build", [wrapped, net_with_frozen_norm])
+def test_loader_without_labels_gives_none(build):
+    model = build()
+    features, labels = extract_features(model, DataLoader(pixels(), 4))
+    assert labels is None
+    torch.testing.assert_close(features, extract_features(model, labelled())[0])
+
+
+def test_data_set_of_images_alone_gives_no_labels():
+    # A TensorDataset of one tensor yields [images].
+    features, labels = extract_features(wrapped(), DataLoader(TensorDataset(pixels()), 4))
+    assert labels is None
+    assert features.shape == (10, 4)
+
+
+def test_labels_may_be_lists():
+    loader = [(pixels(2), [4, 5]), (pixels(1), [6])]
+    assert extract_features(wrapped(), loader)[1].tolist() == [4, 5, 6]
+
+
+@pytest.mark.parametrize("build", [wrapped, net_with_frozen_norm])
+def test_flags_are_put_back_after_an_error_in_the_loader(build):
+    def loader():
+        yield pixels(2)
+        raise OSError("broken file")
+
+    model = build()
+    flags = training_flags(model)
+    with pytest.raises(OSError, match="broken file"):
+        extract_features(model, loader())
+    assert training_flags(model) == flags
+
+
+def test_flags_are_put_back_after_an_error_in_the_learner():
+    learner = wrapped()
+    flags = training_flags(learner)
+    with pytest.raises(ValueError, match="NaN"):
+        extract_features(learner, [pixels(2), pixels(2) * math.nan])
+    assert training_flags(learner) == flags
+
+
+def test_model_in_eval_mode_stays_so():
+    learner = wrapped().eval()
+    extract_features(learner, labelled())
+    assert not any(training_flags(learner))
+
+
+@pytest.mark.parametrize("loader", [[], DataLoader(TensorDataset(pixels(3)), 4, drop_last=True)])
+def test_empty_loader_is_refused(loader):
+    with pytest.raises(ValueError, match="yields no batch"):
+        extract_features(wrapped(), loader)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_labels_for_some_batches_only_are_refused(order):
+    loader = [pixels(2), (pixels(2), torch.tensor([0, 1]))][::order]
+    with pytest.raises(ValueError, match="labels for some batches and none for others"):
+        extract_features(wrapped(), loader)
+
+
+def test_model_that_returns_no_tensor_is_refused():
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    with pytest.raises(TypeError, match="should return a tensor, got tuple"):
+        extract_features(Pair(), [pixels(2)])
+
+
+def test_features_and_labels_are_gathered_on_the_given_device():
+    learner = wrapped()
+    features, labels = extract_features(learner, labelled(), device="meta")
+    assert features.device.type == labels.device.type == "meta"
+    features, labels = extract_features(learner, labelled())
+    assert features.device == labels.device == next(learner.parameters()).device
+
+
+def test_features_go_straight_into_both_evaluations():
+    images, labels = pixels(40), torch.arange(40) % 2
+    images[labels == 1] *= 0.3  # two classes that any features tell apart
+    features, gathered = extract_features(wrapped(), DataLoader(list(zip(images, labels)), 16))  # noqa: B905
+    assert torch.equal(gathered, labels)
+    assert knn_accuracy(features, gathered, features, gathered, k=5) == 1
+    assert linear_probe(features, gathered, features, gathered) == 1
