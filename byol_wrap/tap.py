@@ -8,7 +8,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 import torch
@@ -39,7 +39,7 @@ class Representation:
     layer: str
     side: Literal["input", "output"]
     pool: Pool
-    channels_last: bool
+    channels_last: bool = field(repr=False)
     size: int
 
     def read(self, net: nn.Module, x: Tensor) -> Tensor:
@@ -289,7 +289,7 @@ def _main_tensor(output: Any) -> Tensor | None:
     if isinstance(output, Mapping):
         parts = [output[key] for key in MAIN_FIELDS if key in output] + list(output.values())
     elif is_dataclass(output) and not isinstance(output, type):
-        values = {field.name: getattr(output, field.name) for field in fields(output)}
+        values = {f.name: getattr(output, f.name) for f in fields(output)}
         return _main_tensor(values)
     elif isinstance(output, tuple):
         parts = list(output)

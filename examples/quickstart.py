@@ -37,9 +37,9 @@ import byol_wrap
 from byol_wrap import BYOL, IMAGENET_MEAN, IMAGENET_STD, knn_accuracy, linear_probe
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
-SUFFIXES = set(".bmp .gif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 FEWEST_IMAGES = 20
 BLUE, ORANGE, GREY = "#2166ac", "#e08214", "#b8bec6"
 
@@ -98,7 +98,7 @@ def digit_views(size: int) -> nn.Module:
     The default views suit photographs. A digit that is mirrored, or of which a tenth is left, is
     another digit or none: so no flips, and crops that keep most of it.
     """
-    from kornia import augmentation as K  # noqa: N812
+    from kornia import augmentation as K
 
     crop = K.RandomResizedCrop((size, size), scale=(0.6, 1.0), align_corners=False)
     return nn.Sequential(crop, K.RandomGamma((0.5, 2.0), p=1.0))
@@ -285,7 +285,7 @@ def draw_views(figure: Any, learner: BYOL, data: Data, columns: int = 12) -> Non
     for line, (name, row) in zip(figure.subplots(3, columns), rows.items(), strict=True):
         line[0].set_ylabel(name)
         for axes, image in zip(line, row, strict=True):
-            axes.imshow(image.permute(1, 2, 0).squeeze(2), cmap="gray", vmin=0, vmax=1)
+            axes.imshow(image.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1)
             axes.set(xticks=[], yticks=[])
 
 

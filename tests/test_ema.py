@@ -3,6 +3,7 @@
 import gc
 import math
 import weakref
+from itertools import pairwise
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def test_decay_equals_the_reference(row):
 def test_decay_rises_from_base_to_one_and_stays_there(total, base, steps):
     taus = [cosine_ema_decay(step, total, base) for step in sorted(steps)]
     assert all(base - 1e-12 <= tau <= 1 for tau in taus)
-    assert all(later >= earlier - 1e-12 for earlier, later in zip(taus, taus[1:], strict=False))
+    assert all(later >= earlier - 1e-12 for earlier, later in pairwise(taus))
     assert cosine_ema_decay(0, total, base) == pytest.approx(base, abs=1e-12)
     assert [cosine_ema_decay(total + k, total, base) for k in (0, 1, 10**9)] == [1.0, 1.0, 1.0]
 

@@ -14,7 +14,7 @@ def test_head_is_linear_norm_relu_linear(size):
     head = mlp(size, 12, 5)
     if size is None:
         set_in_features(head, 10)
-    first, norm, relu, last = head
+    first, norm, _, last = head
     assert [type(layer) for layer in head] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
     assert (first.in_features, first.out_features, first.bias is not None) == (10, 12, True)
     assert (norm.num_features, norm.eps, norm.momentum, norm.affine) == (12, 1e-5, 0.1, True)

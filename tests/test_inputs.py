@@ -13,6 +13,15 @@ from torch import nn
 from byol_wrap import BYOL
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Threads only wait for each other on tensors of this size."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def small_net(channels=3):
     return nn.Sequential(
         nn.Conv2d(channels, 4, 3, padding=1),
@@ -215,9 +224,10 @@ def test_second_view_does_not_go_with_return_embedding(learner):
 @pytest.mark.parametrize("call", CALLS)
 def test_floats_far_outside_the_unit_interval_warn_once(learner, call, batch, guess):
     with pytest.warns(UserWarning, match=guess) as caught:
-        for name in (call, *CALLS, call):
-            CALLS[name](learner, batch)
+        CALLS[call](learner, batch)
     assert len(caught) == 1
+    for again in CALLS.values():  # a second warning would be an error
+        again(learner, batch)
     low, high = batch.aminmax()
     assert f"from {low.item():.3g} to {high.item():.3g}" in str(caught[0].message)
 

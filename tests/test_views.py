@@ -30,6 +30,15 @@ from byol_wrap.views import (
 COLOUR_STEPS = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Threads only wait for each other on tensors of this size."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def images(batch=6, channels=3, height=40, width=56, seed=0):
     """Smooth coloured noise, so that an error of a pixel shows and bicubic does not ring."""
     generator = torch.Generator().manual_seed(seed)
@@ -614,6 +623,16 @@ def test_augment_fn_without_entries_is_used_all_the_same():
         learner_with(augment_fn=brighter, augment_fn2=nn.Sequential()),
     ):
         close(learner.views(batch)[1], batch, 0)
+
+
+def test_augment_fn_that_works_in_place_spoils_neither_the_images_nor_the_other_view():
+    batch = images(4)
+    before = batch.clone()
+    learner = learner_with(augment_fn=lambda x: x.mul_(0.5), augment_fn2=brighter)
+    view1, view2 = learner.views(batch)
+    close(view1, before * 0.5, 0)
+    close(view2, before + 0.25, 0)
+    assert torch.equal(batch, before)
 
 
 def test_augment_module_and_views_are_no_part_of_the_learner_s_state():
