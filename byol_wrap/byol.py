@@ -11,12 +11,12 @@ from torch.utils.hooks import RemovableHandle
 
 from byol_wrap import heads, inputs
 from byol_wrap.ema import at_least_float32, cosine_ema_decay, is_active, on_step, update_average
-from byol_wrap.encoder import Encoder, copy_net, first_channels, float_parameter, probe
+from byol_wrap.encoder import Encoder, check_net, copy_net, first_channels, float_parameter, probe
 from byol_wrap.health import std_ratio
 from byol_wrap.losses import byol_loss
 from byol_wrap.modes import eval_mode, outside_graph
 from byol_wrap.tap import Pool, Representation, check_pool, layer_name
-from byol_wrap.views import Augment, Views, normalization
+from byol_wrap.views import Augment, Views, as_pair, normalization
 
 BATCHES_CHECKED = 10  # how many batches are checked for NaN where a check waits for the device
 STEPS_WITHOUT_UPDATE = 200  # after how many a learner says that its target stands still
@@ -110,14 +110,17 @@ class BYOL(nn.Module):
         sync_batchnorm: bool | None = None,
     ) -> None:
         super().__init__()
-        target_net = copy_net(net)
-        cosine_ema_decay(0, 1 if total_steps is None else total_steps, moving_average_decay)
+        check_net(net)
+        if not 0 <= moving_average_decay <= 1:
+            raise ValueError(f"moving_average_decay lies in [0, 1], got {moving_average_decay}.")
+        if total_steps is not None and total_steps < 1:
+            raise ValueError(f"total_steps should be >= 1 or None, got {total_steps}.")
         self.moving_average_decay = moving_average_decay
         self.total_steps = total_steps
         self.channels = first_channels(net) if channels is None else channels
         self._hidden_layer = None if hidden_layer is None else layer_name(net, hidden_layer)
         self._pool = check_pool(pool)
-        size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        size = None if image_size is None else as_pair(image_size)
         if mean is None and std is None and augment_fn is not None:
             normalize = None
         else:
@@ -135,7 +138,7 @@ class BYOL(nn.Module):
         with torch.random.fork_rng([]):
             self.online = Encoder(net, head(None))
             self.predictor = head(projection_size)
-            self.target = Encoder(target_net, head(None))
+            self.target = Encoder(copy_net(net), head(None))
         for parameter in self.target.parameters():
             parameter.requires_grad = False
         at_least_float32(self.target)
@@ -276,8 +279,8 @@ class BYOL(nn.Module):
         """Figures that tell whether training is sound; reads them from the device.
 
         Returns:
-            "std_ratio": of the representations of the last batch's first view; near 1 healthy,
-            near 0 collapsed (see ``byol_wrap.health``). "tau": the decay of the next update.
+            "std_ratio": of the representations of the last batch's first view; it falls towards 0
+            in a collapse (see ``byol_wrap.health``). "tau": the decay of the next update.
 
         Raises:
             RuntimeError: no batch has been seen yet.
@@ -335,8 +338,10 @@ class BYOL(nn.Module):
         return view1, view2
 
     @outside_graph(recursive=True)
-    def _normalized(self, images: Tensor) -> Tensor:
+    def _normalized(self, images: Tensor, *, trains_heads: bool = False) -> Tensor:
         self._check_images(images)
+        if trains_heads:
+            inputs.check_more_than_one(images)
         images = self._views.normalized(images)
         if self.representation is None:
             self._build(images[:2])
@@ -347,9 +352,7 @@ class BYOL(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         if view2 is not None:
             raise ValueError("return_embedding takes images alone, not a second view.")
-        if self.training and return_projection:
-            inputs.check_more_than_one(images)
-        images = self._normalized(images)
+        images = self._normalized(images, trains_heads=self.training and return_projection)
         if not return_projection:
             return self.online.represent(images)
         embedding: tuple[Tensor, Tensor] = self.online(images)
@@ -376,6 +379,7 @@ class BYOL(nn.Module):
 
     # Building the heads
 
+    @torch.inference_mode(False)
     def _build(self, sample: Tensor) -> None:
         """Find the representation on ``sample``, an input of the net, and size the heads for it."""
         target = self.target

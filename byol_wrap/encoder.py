@@ -70,13 +70,13 @@ def first_channels(net: nn.Module) -> int:
     return next((m.in_channels for m in net.modules() if isinstance(m, convolutions)), 3)
 
 
-def copy_net(net: nn.Module) -> nn.Module:
-    """A deep copy of a user's net, fit to be its moving average.
+def check_net(net: nn.Module) -> None:
+    """Refuse what a learner cannot wrap.
 
     Raises:
-        TypeError: not a module, or one that a learner cannot read: a DDP or DataParallel wrapper,
-            a compiled module, one with lazy parameters that have no size yet.
-        RuntimeError: it cannot be copied.
+        TypeError: not a module, or one that cannot be read: a DDP or DataParallel wrapper, a
+            compiled module, one with lazy parameters that have no size yet.
+        ValueError: nothing in it can be trained.
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"net should be an nn.Module, got {type(net).__name__}.")
@@ -97,6 +97,15 @@ def copy_net(net: nn.Module) -> nn.Module:
             "net has lazy parameters that have no size yet: run one batch through it before "
             "wrapping it."
         )
+    float_parameter(net)
+
+
+def copy_net(net: nn.Module) -> nn.Module:
+    """A deep copy of a user's net, to be its moving average.
+
+    Raises:
+        RuntimeError: it cannot be copied.
+    """
     # Values that a forward left on a module (a cached output, an old-style weight norm's weight)
     # belong to a graph, which cannot be copied: the copy gets them without it.
     cached = {
@@ -122,11 +131,14 @@ def probe(
     frozen, as those of a target network are. See ``find_representation``.
     """
     devices = [sample.device] if sample.device.type == "cuda" else []
-    buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in net.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
     with (
         torch.random.fork_rng(devices),
         eval_mode(net),
-        torch.inference_mode(False),
         torch.enable_grad(),
     ):
         try:
@@ -134,5 +146,5 @@ def probe(
         finally:
             net.requires_grad_(False)
             with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+                for module, name, buffer, before in buffers:
+                    setattr(module, name, buffer.copy_(before))

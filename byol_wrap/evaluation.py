@@ -1,5 +1,6 @@
 """What frozen features are worth: kNN and linear accuracy."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -35,9 +36,7 @@ def extract_features(
     embed = getattr(model, "embed", None)
     with eval_mode(model):
         for batch in loader:
-            images, label = (
-                (batch[0], batch[1]) if isinstance(batch, tuple | list) else (batch, None)
-            )
+            images, label, *_ = (*batch, None) if isinstance(batch, tuple | list) else (batch, None)
             images = images.to(home, non_blocking=True)
             if callable(embed):
                 output = embed(images)
@@ -100,19 +99,22 @@ def knn_accuracy(
         1.0
     """
     classes, targets, truth = _check(train_features, train_labels, test_features, test_labels)
-    if not 1 <= k <= len(train_features) or temperature <= 0:
+    if not 1 <= k <= len(train_features) or not 0 < temperature < math.inf:
         raise ValueError(
             f"k should lie between 1 and the {len(train_features)} training features, and "
             f"temperature be positive; got k={k}, temperature={temperature}."
         )
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size should be at least 1, got {chunk_size}.")
     bank = F.normalize(train_features.float(), dim=1).T
     correct = torch.zeros((), dtype=torch.long, device=bank.device)
     for start in range(0, len(test_features), chunk_size):
         queries = test_features[start : start + chunk_size].to(bank.device).float()
         similarity, neighbours = (F.normalize(queries, dim=1) @ bank).topk(k, dim=1)
         votes = torch.zeros(len(queries), len(classes), device=bank.device)
-        # Shifted by the largest possible similarity, so that no exponential overflows.
-        votes.scatter_add_(1, targets[neighbours], ((similarity - 1) / temperature).exp())
+        # Relative to the nearest, whose weight is then 1: no exponential over- or underflows it.
+        weights = ((similarity - similarity[:, :1]) / temperature).exp()
+        votes.scatter_add_(1, targets[neighbours], weights)
         correct += (votes.argmax(dim=1) == truth[start : start + chunk_size]).sum()
     return correct.item() / len(test_features)
 
@@ -157,15 +159,16 @@ def linear_probe(
         1.0
     """
     classes, targets, truth = _check(train_features, train_labels, test_features, test_labels)
-    if C <= 0:
+    if not 0 < C < math.inf:
         raise ValueError(f"C should be positive, got {C}.")
     x = train_features.detach().float()
     mean, std = x.mean(dim=0), x.std(dim=0, correction=0)
     std = torch.where(std > 0, std, 1.0)
     x = (x - mean) / std
     with torch.enable_grad():
-        weight = x.new_zeros(len(classes), x.shape[1], requires_grad=True)
-        bias = x.new_zeros(len(classes), requires_grad=True)
+        rows = 1 if len(classes) == 2 else len(classes)  # of two classes one is the reference
+        weight = x.new_zeros(rows, x.shape[1], requires_grad=True)
+        bias = x.new_zeros(rows, requires_grad=True)
         optimizer = torch.optim.LBFGS(
             [weight, bias],
             max_iter=max_iter,
@@ -174,9 +177,13 @@ def linear_probe(
             line_search_fn="strong_wolfe",
         )
 
+        def logits(inputs: Tensor) -> Tensor:
+            scores = F.linear(inputs, weight, bias)
+            return F.pad(scores, (1, 0)) if len(classes) == 2 else scores
+
         def closure() -> Tensor:
             optimizer.zero_grad()
-            loss = F.cross_entropy(F.linear(x, weight, bias), targets)
+            loss = F.cross_entropy(logits(x), targets)
             loss = loss + weight.square().sum() / (2 * C * len(x))
             loss.backward()
             return loss
@@ -184,7 +191,7 @@ def linear_probe(
         optimizer.step(closure)
     with torch.no_grad():
         z = (test_features.to(x.device).float() - mean) / std
-        return (F.linear(z, weight, bias).argmax(dim=1) == truth).float().mean().item()
+        return int((logits(z).argmax(dim=1) == truth).sum()) / len(truth)
 
 
 def _check(
@@ -212,7 +219,7 @@ def _check(
         )
     device = train_features.device
     classes, targets = train_labels.to(device).unique(return_inverse=True)
-    test_labels = test_labels.to(device)
+    test_labels = test_labels.to(device).contiguous()
     index = torch.searchsorted(classes, test_labels).clamp(max=len(classes) - 1)
     truth = torch.where(classes[index] == test_labels, index, -1)
     return classes, targets, truth

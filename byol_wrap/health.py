@@ -9,10 +9,11 @@ from torch import Tensor
 
 @torch.no_grad()
 def std_ratio(features: Tensor) -> Tensor:
-    """How evenly features fill the sphere: near 1 healthy, 0 collapsed to a point.
+    """How evenly features fill the sphere: 1 for an isotropic Gaussian, 0 collapsed to a point.
 
     The standard deviation over the batch of each dimension of the L2-normalised features, averaged
-    over dimensions, times sqrt(D): what features drawn from an isotropic Gaussian have is 1.
+    over dimensions, times sqrt(D). Features behind a ReLU share a positive mean, and are healthy
+    at 0.3 to 0.6; what tells a collapse is a fall towards 0.
 
     Args:
         features: (B, D), floating, B at least 2.

@@ -270,10 +270,10 @@ def _same_values(call: _Call, output: Tensor | None) -> bool:
 
 def _check_reached_once(name: str, calls: list[_Call]) -> None:
     if len(calls) != 1:
-        times = "never" if not calls else f"{len(calls)} times"
+        times = "never reached" if not calls else f"reached {len(calls)} times"
         raise ValueError(
-            f"The layer {name!r} is reached {times} in a forward; the representation needs a layer "
-            "that is reached once. Choose the layer that contains it, or one behind it."
+            f"The layer {name!r} is {times} in a forward; the representation needs a layer that is "
+            "reached once. Choose the layer that contains it, or one behind it."
         )
 
 

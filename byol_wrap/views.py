@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import index as as_index
 
 import torch
 import torch.nn.functional as F
@@ -106,7 +107,6 @@ class Views:
 
     Raises:
         TypeError: a pipeline that cannot be called.
-        ValueError: a size that is not a pair of positive integers.
     """
 
     def __init__(
@@ -119,15 +119,9 @@ class Views:
         for name, augment in (("augment_fn", augment_fn), ("augment_fn2", augment_fn2)):
             if augment is not None and not callable(augment):
                 raise TypeError(f"{name} should be callable, got {type(augment).__name__}.")
-        if size is not None and not (
-            len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
-        ):
-            raise ValueError(
-                "image_size should be a positive number of pixels or a pair (height, width), got "
-                f"{size}."
-            )
         self.augment1 = RandomView(VIEW1, size) if augment_fn is None else augment_fn
-        self.augment2 = augment_fn2 or augment_fn or RandomView(VIEW2, size)
+        second = augment_fn if augment_fn2 is None else augment_fn2
+        self.augment2 = RandomView(VIEW2, size) if second is None else second
         self.normalize = normalize
 
     @torch.no_grad()
@@ -140,7 +134,8 @@ class Views:
     def _view(self, augment: Augment, images: Tensor) -> Tensor:
         if isinstance(augment, nn.Module):
             augment.to(images.device)
-        view = augment(images)
+        # A user's own may work in place, on what is the other view's input or the user's batch.
+        view = augment(images if isinstance(augment, RandomView) else images.clone())
         if not isinstance(view, Tensor) or view.shape[:1] != images.shape[:1]:
             got = tuple(view.shape) if isinstance(view, Tensor) else type(view).__name__
             raise ValueError(
@@ -242,6 +237,25 @@ def _jitter(x: Tensor, draws: Draws) -> None:
             here = draws.jitter_order[:, place] == kind
             factors = draws.jitter_factors[here, kind].to(x.device, non_blocking=True)
             _on_some(x, draws.jitter[here], partial(step, factors=factors))
+
+
+def as_pair(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """A side, or a pair (height, width), in pixels, as a pair.
+
+    Raises:
+        ValueError: not one or two positive whole numbers.
+    """
+    sides = image_size if isinstance(image_size, Sequence) else (image_size, image_size)
+    try:
+        height, width = (as_index(side) for side in sides)
+    except (TypeError, ValueError):
+        height = width = 0
+    if min(height, width) < 1:
+        raise ValueError(
+            "image_size should be a positive number of pixels or a pair (height, width), got "
+            f"{image_size!r}."
+        )
+    return height, width
 
 
 def as_unit_float(images: Tensor) -> Tensor:
@@ -357,7 +371,8 @@ class Normalize:
     def __call__(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in, the same shape out."""
         if images.device not in self._on_device:
-            stats = torch.tensor([self.mean, self.std]).to(images.device)
+            with torch.inference_mode(False):
+                stats = torch.tensor([self.mean, self.std], device=images.device)
             self._on_device[images.device] = (stats[0, :, None, None], stats[1, :, None, None])
         mean, std = self._on_device[images.device]
         return (images - mean) / std

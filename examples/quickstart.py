@@ -213,6 +213,7 @@ def pretrain(learner: BYOL, loader: DataLoader[Any], args: argparse.Namespace) -
     optimizer = torch.optim.AdamW(learner.parameters(), lr=args.lr, weight_decay=1e-4)
     history: dict[str, Any] = {"steps": 0, "interrupted": False, "loss": [], "std_ratio": []}
     steps = args.epochs * len(loader)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, steps, pct_start=0.1)
     every = max(1, min(10, steps // 10))  # reading a figure waits for the device
     bar = tqdm(total=steps * loader.batch_size, desc="pretraining", unit=" images")
     try:
@@ -222,6 +223,7 @@ def pretrain(learner: BYOL, loader: DataLoader[Any], args: argparse.Namespace) -
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+                scheduler.step()
                 learner.update_moving_average()
                 if history["steps"] % every == 0:
                     history["loss"].append((history["steps"], loss.item()))
@@ -260,12 +262,12 @@ def draw_picture(
     """Images and their views above; loss, collapse and accuracies below."""
     plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
     figure = plt.figure(figsize=(12, 7.6), dpi=120, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.06)
     above, below = figure.subfigures(2, 1, height_ratios=[1, 1.1], hspace=0.03)
     draw_views(above, learner, data)
     panels = below.subplots(1, 3 if "before" in results else 2)
     draw_curve(panels[0], history["loss"], BLUE, "Loss", "BYOL loss (0 to 8)")
-    draw_curve(panels[1], history["std_ratio"], ORANGE, "No collapse", "std ratio of features")
+    draw_curve(panels[1], history["std_ratio"], ORANGE, "Collapse", "std ratio of features")
     panels[1].set_ylim(0, max(1.0, *(1.1 * value for _, value in history["std_ratio"]), 0))
     panels[1].text(0.98, 0.03, "0 = collapsed", ha="right", transform=panels[1].transAxes)
     if "before" in results:
@@ -287,6 +289,7 @@ def draw_views(figure: Any, learner: BYOL, data: Data, columns: int = 12) -> Non
         for axes, image in zip(line, row, strict=True):
             axes.imshow(image.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1)
             axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
 
 
 def draw_curve(axes: Any, curve: list[tuple[int, float]], colour: str, title: str, y: str) -> None:
@@ -309,8 +312,7 @@ def draw_bars(axes: Any, results: dict[str, Any]) -> None:
         for place, mean in zip(places, means, strict=True):
             colour_on_bar = "white" if when == "after" else "black"
             axes.text(place, 3, f"{mean:.1f}", ha="center", color=colour_on_bar, weight="bold")
-    axes.set_title(f"What it was worth, given {results['labels_per_class']} labels a class")
-    axes.title.set_weight("bold")
+    axes.set_title(f"Accuracy, {results['labels_per_class']} labels a class", weight="bold")
     axes.set(ylabel="accuracy on held-out images (%)", ylim=(0, 100))
     axes.set_xticks(range(len(names)), ["nearest neighbours", "linear classifier"])
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, frameon=False)
@@ -348,7 +350,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--image-size", type=at_least(8), default=32, help="side of the images in pixels")
     add("--epochs", type=at_least(1), default=30, help="times that each image is seen")
     add("--batch-size", type=at_least(2), default=128, help="images a training step")
-    add("--lr", type=float, default=5e-3, help="learning rate of AdamW")
+    add("--lr", type=float, default=5e-3, help="highest learning rate of AdamW")
     add("--labels", type=at_least(1), default=10, help="labels a class that are given to classify")
     add("--draws", type=at_least(1), default=10, help="different draws of those labels")
     add("--seed", type=int, default=0, help="of the split, the network and the training")
@@ -435,11 +437,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     draw_picture(args.picture, learner, data, history, results)
     results["seconds"]["total"] = round(time.perf_counter() - start, 1)
     if args.json:
-        results["settings"] = {name: str(value) for name, value in vars(args).items()}
+        results["settings"] = vars(args)
         modules = (byol_wrap, torch, torchvision, kornia)
         results["versions"] = {module.__name__: module.__version__ for module in modules}
         results["versions"]["python"] = platform.python_version()
-        args.json.write_text(json.dumps(results, indent=2))
+        args.json.write_text(json.dumps(results, indent=2, default=str))
     print(f"Picture in {args.picture}, {results['seconds']['total']} seconds in all")
 
 

@@ -275,7 +275,7 @@ def test_a_copy_is_not_attached_and_the_optimizer_holds_no_learner() -> None:
     learner = make()
     optimizer = torch.optim.SGD(learner.parameters(), lr=0.1)
     learner.attach(optimizer)
-    other = copy.deepcopy(learner)
+    other = pickle.loads(pickle.dumps(learner))
     step(learner, optimizer, images())
     assert (learner.step, other.step) == (1, 0)
     other.update_moving_average()
@@ -395,7 +395,9 @@ def test_a_checkpoint_resumes_exactly_also_into_unbuilt_heads(image_size: int | 
     torch.manual_seed(99)
     other = BYOL(conv_net(6, classes=5), image_size, **SMALL, total_steps=8)
     other_optimizer = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9)
+    assert other.tau == 0.99
     other.load_state_dict(saved["learner"])
+    assert type(other.online.projector[0]) is type(other.target.projector[0]) is nn.Linear
     other_optimizer.load_state_dict(saved["optimizer"])
     assert other.tau == cosine_ema_decay(4, 8, 0.99)
     assert run(other, other_optimizer, range(4, 8)) == expected
@@ -457,6 +459,19 @@ def test_embed_normalises_and_takes_a_batch_of_one() -> None:
     )
     lazy = make(None)
     assert lazy.embed(batch).shape == (1, 6)
+
+
+def test_a_learner_built_in_inference_mode_can_train_afterwards() -> None:
+    learner = make(None)
+    with torch.inference_mode():
+        learner.embed(images(2))
+    learner(images()).backward()
+    assert learner.online.projector[0].weight.grad is not None
+
+
+def test_one_image_is_enough_to_build_a_net_that_ends_in_batchnorm() -> None:
+    learner = BYOL(nn.Sequential(conv_net(6), nn.BatchNorm1d(6)), **SMALL)
+    assert learner.embed(images(1)).shape == (1, 6)
 
 
 def test_health_tells_a_collapse() -> None:

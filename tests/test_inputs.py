@@ -368,8 +368,9 @@ def named_net():
     return net
 
 
+@pytest.mark.parametrize("image_size", [16, None])  # None: not only at the first batch
 @pytest.mark.parametrize("kind", WRONG_ARGUMENTS)
-def test_wrong_arguments_are_refused_by_name_and_change_nothing(kind):
+def test_wrong_arguments_are_refused_by_name_and_change_nothing(kind, image_size):
     torch.manual_seed(0)
     net = named_net()
     state = {name: value.clone() for name, value in net.state_dict().items()}
@@ -377,7 +378,7 @@ def test_wrong_arguments_are_refused_by_name_and_change_nothing(kind):
     generator = torch.get_rng_state()
     arguments, error, parts = WRONG_ARGUMENTS[kind]
     with pytest.raises(error) as caught:
-        BYOL(net, **{"image_size": 16, "projection_hidden_size": 8, **arguments})
+        BYOL(net, **{"image_size": image_size, "projection_hidden_size": 8, **arguments})
     for part in parts:
         assert part in str(caught.value)
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())

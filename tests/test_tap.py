@@ -191,6 +191,18 @@ def test_layers_behind_the_representation_are_not_run() -> None:
     assert not calls
 
 
+def test_a_net_that_catches_exceptions_does_not_swallow_the_tap() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        features = self.body(x)
+        try:
+            return self.fc(features)
+        except Exception:
+            return self.other(features)
+
+    net = Function(forward, body=conv_net(6), fc=nn.Linear(6, 5), other=nn.Linear(6, 4))
+    assert wrap(net).embed(torch.rand(2, 3, 32, 32)).shape == (2, 6)
+
+
 class Loop(nn.Module):
     """Runs its layer as often as it is told."""
 
@@ -210,7 +222,7 @@ class Loop(nn.Module):
 @pytest.mark.parametrize(
     ("net", "kwargs", "message"),
     [
-        (Loop(0), {"hidden_layer": "again"}, "reached never"),
+        (Loop(0), {"hidden_layer": "again"}, "never reached"),
         (Loop(2), {"hidden_layer": "again"}, "reached 2 times"),
         (
             Function(lambda self, x: self.body(x).detach(), body=conv_net(6)),
@@ -297,6 +309,8 @@ def test_activation_checkpointing_trains_or_says_why_not(use_reentrant: bool) ->
 
     views = torch.rand(2, 4, 3, 32, 32)
     learner = wrap(build())
+    hidden = [n for n in learner._ddp_params_and_buffers_to_ignore if ".body." in n]
+    assert not hidden  # their gradients must be shared between processes
     learner(*views).backward()
     plain = build()
     plain.function = lambda self, x: self.fc(self.body(self.stem(x)))

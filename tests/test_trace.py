@@ -85,8 +85,11 @@ def test_construction_leaves_everything_bit_for_bit(net: nn.Module, training: bo
     net.train(training)
     next(m for m in net.modules() if m is not net).train(not training)  # a flag of its own
     before = state(net)
-    BYOL(net, 32, **SMALL)
+    learner = BYOL(net, 32, **SMALL)
     assert_same(before, state(net))
+    assert [m.training for m in learner.target.net.modules()] == before["training"]
+    for name, tensor in learner.target.net.state_dict().items():
+        assert torch.equal(tensor, before["tensors"][name]), name
 
 
 def test_building_on_the_first_batch_leaves_everything_bit_for_bit(net: nn.Module) -> None:
