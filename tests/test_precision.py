@@ -124,7 +124,8 @@ def test_a_compiled_learner_trains_as_the_plain_one(
     for a, b in zip(plain.parameters(), inner.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in inner.net.modules())
-    assert counter.convolutions >= 2  # the backbone itself is in a graph, with and without gradient
+    if torch.__version__ >= "2.15":  # older compilers run a forward that is left early eagerly
+        assert counter.convolutions == 2  # the whole backbone is in one graph
     graphs = counter.graphs
     assert inner._attached is not None
     inner._attached.remove()
@@ -133,14 +134,15 @@ def test_a_compiled_learner_trains_as_the_plain_one(
 
 
 class CompileCounter:
-    """A backend that runs graphs as they are and counts them and their convolutions."""
+    """A backend that runs graphs as they are; counts them, and the convolutions of the largest."""
 
     def __init__(self) -> None:
         self.graphs = self.convolutions = 0
 
     def __call__(self, graph: torch.fx.GraphModule, _: Any) -> Any:
         self.graphs += 1
-        self.convolutions += sum("conv" in str(node.target) for node in graph.graph.nodes)
+        convolutions = sum("conv" in str(node.target) for node in graph.graph.nodes)
+        self.convolutions = max(self.convolutions, convolutions)
         return graph.forward
 
 
