@@ -113,10 +113,12 @@ class BYOL(nn.Module):
         check_net(net)
         if not 0 <= moving_average_decay <= 1:
             raise ValueError(f"moving_average_decay lies in [0, 1], got {moving_average_decay}.")
-        if total_steps is not None and total_steps < 1:
-            raise ValueError(f"total_steps should be >= 1 or None, got {total_steps}.")
+        if total_steps is not None and (not isinstance(total_steps, int) or total_steps < 1):
+            raise ValueError(f"total_steps should be an integer >= 1 or None, got {total_steps!r}.")
         self.moving_average_decay = moving_average_decay
         self.total_steps = total_steps
+        if channels is not None and (not isinstance(channels, int) or channels < 1):
+            raise ValueError(f"channels should be a positive integer or None, got {channels!r}.")
         self.channels = first_channels(net) if channels is None else channels
         self._hidden_layer = None if hidden_layer is None else layer_name(net, hidden_layer)
         self._pool = check_pool(pool)
@@ -285,8 +287,10 @@ class BYOL(nn.Module):
         Raises:
             RuntimeError: no batch has been seen yet.
         """
-        if self._last_representation is None:
-            raise RuntimeError("There is nothing to measure before the first learner(images).")
+        if self._last_representation is None or len(self._last_representation) < 2:
+            raise RuntimeError(
+                "There is nothing to measure before a learner(images) of two images or more."
+            )
         return {"std_ratio": std_ratio(self._last_representation).item(), "tau": self.tau}
 
     @property

@@ -165,7 +165,8 @@ def linear_probe(
     mean, std = x.mean(dim=0), x.std(dim=0, correction=0)
     std = torch.where(std > 0, std, 1.0)
     x = (x - mean) / std
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        x, targets = x.clone(), targets.clone()  # which inference mode may have made
         rows = 1 if len(classes) == 2 else len(classes)  # of two classes one is the reference
         weight = x.new_zeros(rows, x.shape[1], requires_grad=True)
         bias = x.new_zeros(rows, requires_grad=True)

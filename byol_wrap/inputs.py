@@ -49,7 +49,7 @@ def check_batch(batch: Tensor, device: torch.device, name: str) -> None:
             f"{name} should be a tensor, got {type(batch).__name__}; a loader that yields "
             "(images, labels) needs learner(images)."
         )
-    if batch.ndim == 0 or batch.shape[0] == 0:
+    if batch.ndim == 0 or batch.numel() == 0:
         raise ValueError(f"{name} is empty: its shape is {tuple(batch.shape)}.")
     if batch.device != device:
         raise ValueError(

@@ -78,8 +78,8 @@ def _stop_at_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> No
     raise _Reached(_main_tensor(output))
 
 
-# Under torch.compile the hook comes and goes between graphs: attached inside one it breaks it (older
-# compilers fail), and left on the net it would break the promise to leave nothing there.
+# Under torch.compile the hook comes and goes between graphs: attached inside one it breaks it (and
+# older compilers), and left on the net it would break the promise to leave nothing there.
 @outside_graph(recursive=False)
 def _capture(net: nn.Module, tap: Representation, x: Tensor) -> Tensor | None:
     layer = net.get_submodule(tap.layer)

@@ -354,11 +354,10 @@ class Normalize:
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], channels: int) -> None:
         for name, values in (("mean", mean), ("std", std)):
-            if len(values) != channels:
+            if not hasattr(values, "__len__") or len(values) != channels:
                 raise ValueError(
                     f"{name} expects one number for each of the {channels} channels, got "
-                    f"{len(values)}: {tuple(values)}. Give channels= too if the images have "
-                    "another number of channels."
+                    f"{values}. Give channels= too if the images have another number of channels."
                 )
         self.mean = tuple(float(value) for value in mean)
         self.std = tuple(float(value) for value in std)

@@ -117,7 +117,7 @@ def test_the_target_keeps_batch_statistics_of_its_own() -> None:
         parameter.data.mul_(1.5)
     learner(view1, view2)
     oracle = conv_net(6, classes=5)
-    oracle.load_state_dict({k: v for k, v in make().target.net.state_dict().items()})
+    oracle.load_state_dict(make().target.net.state_dict())
     for parameter in oracle.parameters():
         parameter.data.mul_(1.5)
     oracle(view1)
@@ -137,7 +137,9 @@ def test_updates_before_the_first_step_and_twice_a_step_corrupt_nothing(
     before = parameters(learner.target.net)
     for _ in range(3):
         learner.update_moving_average()
-    assert all(torch.equal(a, b) for a, b in zip(before, parameters(learner.target.net)))
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, parameters(learner.target.net), strict=True)
+    )
     optimizer = torch.optim.SGD(learner.parameters(), lr=0.1)
     step(learner, optimizer, images())
     before, online = parameters(learner.target), parameters(learner.online)
@@ -262,7 +264,7 @@ def test_attach_is_forgiving_and_strict_where_it_should_be() -> None:
     learner.update_moving_average()
     assert learner.step == 1
     learner.attach(optimizer)
-    with pytest.raises(TypeError, match="expects a torch.optim.Optimizer"):
+    with pytest.raises(TypeError, match=r"expects a torch.optim.Optimizer"):
         make().attach(lambda: None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="none of the learner's parameters"):
         make().attach(optimizer)
@@ -340,7 +342,7 @@ def test_heads_have_the_papers_sizes_by_default() -> None:
 
 def test_unbuilt_heads_say_what_to_do_or_work() -> None:
     learner = make(None)
-    with pytest.raises(RuntimeError, match="give image_size="):
+    with pytest.raises(RuntimeError, match=r"give image_size="):
         learner.state_dict()
     other = copy.deepcopy(learner)
     for each in (learner, other, pickle.loads(pickle.dumps(make(None)))):
@@ -412,7 +414,7 @@ def test_a_checkpoint_of_other_heads_or_net_is_an_error() -> None:
         wider.load_state_dict(saved)
     chosen = BYOL(conv_net(6, classes=5), hidden_layer=-1, **SMALL)
     chosen.load_state_dict(saved)
-    with pytest.raises(RuntimeError, match="has size 5, but the heads .* expect 6"):
+    with pytest.raises(RuntimeError, match=r"has size 5, but the heads .* expect 6"):
         chosen(images())
 
 
@@ -478,7 +480,10 @@ def test_health_tells_a_collapse() -> None:
     learner = make()
     with pytest.raises(RuntimeError, match="before the first"):
         learner.health()
-    learner(images(64))
+    learner.eval()(images(1))
+    with pytest.raises(RuntimeError, match="two images or more"):
+        learner.health()
+    learner.train()(images(64))
     healthy = learner.health()
     assert healthy["tau"] == 0.99
     features = learner._last_representation

@@ -1,4 +1,4 @@
-"""Two processes: DistributedDataParallel(learner), with no flag for a classifier that is not used."""
+"""Two processes: DistributedDataParallel(learner), with no flag for an unused classifier."""
 
 import os
 from pathlib import Path

@@ -459,3 +459,10 @@ def test_features_go_straight_into_both_evaluations():
     assert torch.equal(gathered, labels)
     assert knn_accuracy(features, gathered, features, gathered, k=5) == 1
     assert linear_probe(features, gathered, features, gathered) == 1
+
+
+def test_probe_works_in_inference_mode():
+    data = clusters()
+    expected = linear_probe(*data)
+    with torch.inference_mode():
+        assert linear_probe(*[part.clone() for part in data]) == expected

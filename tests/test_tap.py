@@ -49,9 +49,9 @@ def test_finds_what_the_classifier_of_a_torchvision_net_reads(
     net.eval()
     seen: list[Tensor] = []
     images = torch.rand(2, 3, image_size, image_size)
-    with net.get_submodule(layer).register_forward_hook(lambda _, args, out: seen.append(args[0])):
-        with torch.no_grad():
-            net(learner._views.normalized(images))
+    net.get_submodule(layer).register_forward_hook(lambda _, args, out: seen.append(args[0]))
+    with torch.no_grad():
+        net(learner._views.normalized(images))
     torch.testing.assert_close(learner.embed(images), seen[0])
 
 

@@ -3,7 +3,7 @@
 import copy
 import io
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -75,9 +75,9 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.fixture(params=NETS)
-def net(request: pytest.FixtureRequest) -> Iterator[nn.Module]:
+def net(request: pytest.FixtureRequest) -> nn.Module:
     torch.manual_seed(0)
-    yield NETS[request.param]()
+    return NETS[request.param]()
 
 
 @pytest.mark.parametrize("training", [True, False])
