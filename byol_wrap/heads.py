@@ -35,9 +35,11 @@ def mlp(
         Grill et al. 2020, section 3.3; no BatchNorm follows the last layer. The reference code
         draws weights from a truncated normal; here they are PyTorch's default.
     """
-    sizes = {"input": in_features, "hidden": hidden_features, "output": out_features}
+    sizes = {"hidden": hidden_features, "output": out_features}
+    if in_features is not None:
+        sizes["input"] = in_features
     for name, size in sizes.items():
-        if size is not None and (not isinstance(size, int) or size < 1):
+        if not isinstance(size, int) or size < 1:
             raise ValueError(
                 f"The {name} size of a head should be a positive integer, got {size!r}."
             )

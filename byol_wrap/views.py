@@ -6,7 +6,7 @@ some images were drawn for is computed for those only.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import index as as_index
@@ -354,9 +354,10 @@ class Normalize:
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], channels: int) -> None:
         for name, values in (("mean", mean), ("std", std)):
-            if not hasattr(values, "__len__") or len(values) != channels:
+            count = len(values) if isinstance(values, Sized) else "no sequence"
+            if count != channels:
                 raise ValueError(
-                    f"{name} expects one number for each of the {channels} channels, got "
+                    f"{name} expects one number for each of the {channels} channels, got {count}: "
                     f"{values}. Give channels= too if the images have another number of channels."
                 )
         self.mean = tuple(float(value) for value in mean)

@@ -478,7 +478,7 @@ def test_one_image_is_enough_to_build_a_net_that_ends_in_batchnorm() -> None:
 
 def test_health_tells_a_collapse() -> None:
     learner = make()
-    with pytest.raises(RuntimeError, match="before the first"):
+    with pytest.raises(RuntimeError, match="nothing to measure before"):
         learner.health()
     learner.eval()(images(1))
     with pytest.raises(RuntimeError, match="two images or more"):
