@@ -206,8 +206,9 @@ class BYOL(nn.Module):
         """
         if is_active(self._attached):
             self._warn_once(
+                "attached",
                 "update_moving_average() does nothing on a learner that is attached to an "
-                "optimizer, which updates it already: remove the call, or do not attach."
+                "optimizer, which updates it already: remove the call, or do not attach.",
             )
         else:
             self._update()
@@ -329,7 +330,7 @@ class BYOL(nn.Module):
         if view2 is None:
             self._check_images(images)
         else:
-            inputs.check_pair(images, view2, float_parameter(self.net).device)
+            inputs.check_pair(images, view2, self._device())
             self._check_values(images, "view1")
             self._check_values(view2, "view2")
         if self.training:
@@ -363,10 +364,10 @@ class BYOL(nn.Module):
         return embedding
 
     def _check_images(self, images: Tensor) -> None:
-        inputs.check_images(images, self.channels, float_parameter(self.net).device)
+        inputs.check_images(images, self.channels, self._device())
         low, high = self._check_values(images, "images")
         if inputs.is_far_from_unit(low, high):
-            self._warn_once(inputs.far_from_unit_message(low, high))
+            self._warn_once("range", inputs.far_from_unit_message(low, high))
 
     def _check_values(self, batch: Tensor, name: str) -> tuple[float, float]:
         if batch.device.type != "cpu":
@@ -375,10 +376,19 @@ class BYOL(nn.Module):
             self._batches_checked += 1
         return inputs.check_values(batch, name)
 
-    def _warn_once(self, message: str) -> None:
-        kind = message.split(maxsplit=1)[0]
-        if kind not in self._warned:
-            self._warned.add(kind)
+    def _device(self) -> torch.device:
+        """Where the networks are, and so where images should be."""
+        device = float_parameter(self.net).device
+        if float_parameter(self.target).device != device:
+            raise RuntimeError(
+                f"The net is on {device}, its target on {float_parameter(self.target).device}: move "
+                f"the learner rather than its net, learner.to({str(device)!r})."
+            )
+        return device
+
+    def _warn_once(self, about: str, message: str) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
             warnings.warn(message, UserWarning, stacklevel=3)
 
     # Building the heads
@@ -419,9 +429,10 @@ class BYOL(nn.Module):
         self._steps_since_update += 1
         if self._steps_since_update > STEPS_WITHOUT_UPDATE and self.tau < 1:
             self._warn_once(
+                "still",
                 f"The target network has not been updated for {STEPS_WITHOUT_UPDATE} training "
                 "steps: call learner.update_moving_average() after optimizer.step(), or "
-                "learner.attach(optimizer) once."
+                "learner.attach(optimizer) once.",
             )
 
     # State

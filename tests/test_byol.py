@@ -517,6 +517,13 @@ def test_views_of_any_shape_are_taken_as_they_are() -> None:
     assert (learner.representation.pool, learner.representation.size) == ("mean", 6)
 
 
+def test_a_net_that_was_moved_without_its_learner_is_an_error() -> None:
+    learner = make()
+    learner.target.to("meta")
+    with pytest.raises(RuntimeError, match="move the learner rather than its net"):
+        learner(images())
+
+
 def test_data_parallel_is_refused() -> None:
     learner = make()
     learner._is_replica = True  # what DataParallel sets on the copies it runs
