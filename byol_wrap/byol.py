@@ -378,11 +378,11 @@ class BYOL(nn.Module):
 
     def _device(self) -> torch.device:
         """Where the networks are, and so where images should be."""
-        device = float_parameter(self.net).device
-        if float_parameter(self.target).device != device:
+        device, target = float_parameter(self.net).device, float_parameter(self.target).device
+        if device != target:
             raise RuntimeError(
-                f"The net is on {device}, its target on {float_parameter(self.target).device}: move "
-                f"the learner rather than its net, learner.to({str(device)!r})."
+                f"The net is on {device}, its target on {target}: move the learner rather than its "
+                f"net, learner.to({str(device)!r})."
             )
         return device
 

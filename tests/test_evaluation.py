@@ -20,15 +20,6 @@ def seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads only wait for each other on tensors of this size."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def clusters(classes=4, train=120, test=400, size=12, spread=2.5, seed=0, names=None):
     """Overlapping clusters: (train features, labels, test features, labels)."""
     generator = torch.Generator().manual_seed(seed)

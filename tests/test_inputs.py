@@ -13,15 +13,6 @@ from torch import nn
 from byol_wrap import BYOL
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads only wait for each other on tensors of this size."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def small_net(channels=3):
     return nn.Sequential(
         nn.Conv2d(channels, 4, 3, padding=1),

@@ -30,15 +30,6 @@ from byol_wrap.views import (
 COLOUR_STEPS = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads only wait for each other on tensors of this size."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def images(batch=6, channels=3, height=40, width=56, seed=0):
     """Smooth coloured noise, so that an error of a pixel shows and bicubic does not ring."""
     generator = torch.Generator().manual_seed(seed)
