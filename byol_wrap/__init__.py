@@ -4,6 +4,7 @@ from byol_wrap.byol import BYOL
 from byol_wrap.ema import cosine_ema_decay
 from byol_wrap.evaluation import extract_features, knn_accuracy, linear_probe
 from byol_wrap.losses import byol_loss
+from byol_wrap.optim import LARS, PRESETS, param_groups, warmup_cosine
 from byol_wrap.views import IMAGENET_MEAN, IMAGENET_STD
 
 __version__ = "0.1.0"
@@ -12,9 +13,13 @@ __all__ = [
     "BYOL",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "LARS",
+    "PRESETS",
     "byol_loss",
     "cosine_ema_decay",
     "extract_features",
     "knn_accuracy",
     "linear_probe",
+    "param_groups",
+    "warmup_cosine",
 ]

@@ -1,0 +1,193 @@
+"""The reference's optimizer: LARS, its parameter groups, its learning rate, its presets."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+NORMALISATION = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings of the reference for a length of training; see ``PRESETS``.
+
+    Attributes:
+        learning_rate: base learning rate, to be multiplied by batch size / 256.
+        weight_decay: for LARS.
+        moving_average_decay: tau of the first update.
+        warmup_epochs: length of the linear warm-up.
+    """
+
+    learning_rate: float
+    weight_decay: float
+    moving_average_decay: float
+    warmup_epochs: int = 10
+
+
+PRESETS = {
+    40: Preset(0.45, 1e-6, 0.97),
+    100: Preset(0.45, 1e-6, 0.99),
+    300: Preset(0.3, 1e-6, 0.99),
+    1000: Preset(0.2, 1.5e-6, 0.996),
+}
+"""By epochs on ImageNet, with ResNet-50 and a batch of 4096 (Grill et al. 2020, appendix J)."""
+
+
+def warmup_cosine(step: int, total_steps: int, warmup_steps: int) -> float:
+    """The share of the peak learning rate at a step: up linearly, then down along half a cosine.
+
+    Args:
+        step: how many steps came before this one, at least 0.
+        total_steps: at which step the rate reaches 0, and stays there.
+        warmup_steps: at which step it reaches its peak, in [0, total_steps].
+
+    Returns:
+        A factor in [0, 1], as ``torch.optim.lr_scheduler.LambdaLR`` takes it.
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Reference:
+        Grill et al. 2020, section 3.3.
+
+    Example:
+        >>> [round(warmup_cosine(k, 100, 10), 3) for k in (0, 5, 10, 55, 100)]
+        [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    if step < 0 or not 0 <= warmup_steps <= total_steps or total_steps < 1:
+        raise ValueError(
+            "warmup_cosine expects step >= 0 and 0 <= warmup_steps <= total_steps, got "
+            f"step={step}, total_steps={total_steps}, warmup_steps={warmup_steps}."
+        )
+    if step < warmup_steps:
+        return step / warmup_steps
+    progress = min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
+    return (1 + math.cos(math.pi * progress)) / 2
+
+
+def param_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameters that train, split into those with and without weight decay and LARS scaling.
+
+    Biases and all parameters of normalisation layers go without. What is which is told by the type
+    of the module and the name of the parameter, not by the number of dimensions, which lazy and
+    sharded parameters do not tell.
+
+    Args:
+        module: a learner, or any module.
+        weight_decay: of the first group.
+
+    Returns:
+        Two groups for any optimizer; "lars_exclude" in the second tells ``LARS``.
+    """
+    decayed: list[Tensor] = []
+    excluded: list[Tensor] = []
+    seen: set[int] = set()
+    for layer in module.modules():
+        normalises = isinstance(layer, NORMALISATION) or "Norm" in type(layer).__name__
+        for name, parameter in layer.named_parameters(recurse=False):
+            if not parameter.requires_grad or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            (excluded if normalises or name.endswith("bias") else decayed).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": excluded, "weight_decay": 0.0, "lars_exclude": True},
+    ]
+
+
+class LARS(Optimizer):
+    """Layer-wise adaptive rate scaling, as the reference implementation of BYOL has it.
+
+    With ``u = grad + weight_decay * p``, ``u <- u * eta |p| / |u|`` (unscaled where a norm is 0),
+    ``m <- momentum * m + u``, and ``p <- p - lr * m``. Groups with "lars_exclude" are not scaled.
+
+    Args:
+        params: parameters, or groups as ``param_groups`` gives them.
+        lr: learning rate; (batch size / 256) times a base rate in the paper.
+        momentum: in [0, 1).
+        weight_decay: L2 penalty, added to the gradient.
+        eta: trust coefficient.
+
+    Raises:
+        ValueError: a setting out of its range.
+
+    Reference:
+        You et al. 2017 (arXiv 1708.03888) and the code of Grill et al. 2020. Widely copied variants
+        divide by ``|grad| + weight_decay |p|`` instead, which differs where weight decay is large.
+
+    Example:
+        >>> import torch
+        >>> from byol_wrap import LARS, param_groups, warmup_cosine
+        >>> net = torch.nn.Linear(4, 2)
+        >>> optimizer = LARS(param_groups(net, weight_decay=1.5e-6), lr=0.2 * 4096 / 256)
+        >>> scheduler = torch.optim.lr_scheduler.LambdaLR(
+        ...     optimizer, lambda step: warmup_cosine(step, total_steps=100, warmup_steps=10)
+        ... )
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        eta: float = 1e-3,
+    ) -> None:
+        if lr < 0 or not 0 <= momentum < 1 or weight_decay < 0 or eta <= 0:
+            raise ValueError(
+                "LARS expects lr >= 0, momentum in [0, 1), weight_decay >= 0 and eta > 0, got "
+                f"lr={lr}, momentum={momentum}, weight_decay={weight_decay}, eta={eta}."
+            )
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "eta": eta,
+            "lars_exclude": False,
+        }
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take one step; reads nothing back from the device."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                self._step(parameters, group)
+        return loss
+
+    def _step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        updates = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
+        if not group["lars_exclude"]:
+            torch._foreach_mul_(updates, _trust(parameters, updates, group["eta"]))
+        for parameter in parameters:
+            if "momentum_buffer" not in self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        momenta = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        torch._foreach_mul_(momenta, group["momentum"])
+        torch._foreach_add_(momenta, updates)
+        torch._foreach_add_(parameters, momenta, alpha=-group["lr"])
+
+
+def _trust(parameters: list[Tensor], updates: list[Tensor], eta: float) -> list[Tensor]:
+    """The scale of each update: eta |p| / |u|, and 1 where either norm is 0."""
+    ratios = []
+    norms = zip(torch._foreach_norm(parameters), torch._foreach_norm(updates), strict=True)
+    for size, step in norms:
+        ratios.append(torch.where((size > 0) & (step > 0), eta * size / step, 1.0))
+    return ratios

@@ -1,0 +1,183 @@
+"""LARS, its groups and its learning rate against the reference; the whole method, step by step."""
+
+from typing import Any
+
+import pytest
+import torch
+from nets import Tokens, conv_net
+from reference import FIGURES, TRAJECTORY, encoder, learner_state, tensor
+from torch import Tensor, nn
+
+from byol_wrap import BYOL, LARS, PRESETS, param_groups, warmup_cosine
+from byol_wrap.optim import Preset
+
+
+@pytest.mark.parametrize("figures", FIGURES["learning_rate"])
+def test_learning_rate_equals_the_reference(figures: dict[str, Any]) -> None:
+    peak = figures["base"] * figures["batch_size"] / 256
+    for step, expected in zip(figures["steps"], figures["lr"], strict=True):
+        rate = peak * warmup_cosine(step, figures["total_steps"], figures["warmup_steps"])
+        assert rate == pytest.approx(expected, rel=1e-6, abs=1e-7 * peak)  # the figures are float32
+
+
+def test_learning_rate_without_warm_up_and_past_the_end() -> None:
+    assert warmup_cosine(0, 10, 0) == 1
+    assert warmup_cosine(10, 10, 10) == 1
+    assert warmup_cosine(99, 10, 5) == 0
+
+
+@pytest.mark.parametrize("arguments", [(-1, 10, 2), (0, 10, 11), (0, 0, 0), (0, 10, -1)])
+def test_learning_rate_out_of_range_is_refused(arguments: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="warmup_cosine expects"):
+        warmup_cosine(*arguments)
+
+
+def test_lars_equals_the_reference_over_six_steps() -> None:
+    figures = FIGURES["lars"]
+
+    def flat(tree: dict[str, dict[str, Any]]) -> dict[str, Tensor]:
+        return {f"{a}.{b}": tensor(v) for a, leaf in tree.items() for b, v in leaf.items()}
+
+    parameters = {name: nn.Parameter(value) for name, value in flat(figures["params"]).items()}
+    excluded = set(figures["excluded"])
+    assert excluded < parameters.keys()
+    hyper = figures["hyper"]
+    groups = [
+        {"params": [p for name, p in parameters.items() if name not in excluded]},
+        {
+            "params": [parameters[name] for name in excluded],
+            "weight_decay": 0.0,
+            "lars_exclude": True,
+        },
+    ]
+    rest = {k: hyper[k] for k in ("momentum", "weight_decay", "eta")}
+    optimizer = LARS(groups, hyper["learning_rate"], **rest)
+    for gradients, after in zip(figures["grads"], figures["params_after"], strict=True):
+        for name, gradient in flat(gradients).items():
+            parameters[name].grad = gradient
+        optimizer.step()
+        for name, expected in flat(after).items():
+            torch.testing.assert_close(parameters[name].data, expected, rtol=0, atol=1e-8)
+
+
+def test_lars_takes_up_where_a_checkpoint_left_it() -> None:
+    def make() -> tuple[nn.Linear, LARS]:
+        torch.manual_seed(0)
+        net = nn.Linear(3, 2)
+        return net, LARS(param_groups(net, 0.1), 0.5)
+
+    def run(net: nn.Linear, optimizer: LARS, steps: int) -> None:
+        for _ in range(steps):
+            loss = net(torch.ones(4, 3)).square().sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    net, optimizer = make()
+    run(net, optimizer, 5)
+    halfway, first = make()
+    run(halfway, first, 2)
+    resumed, second = make()
+    resumed.load_state_dict(halfway.state_dict())
+    second.load_state_dict(first.state_dict())
+    run(resumed, second, 3)
+    assert torch.equal(net.weight, resumed.weight)
+    assert torch.equal(net.bias, resumed.bias)
+
+
+def test_lars_leaves_parameters_without_gradient_alone() -> None:
+    net = nn.Linear(3, 2)
+    before = net.weight.clone()
+    LARS(param_groups(net, 0.1), 0.5).step()
+    assert torch.equal(before, net.weight)
+    optimizer = LARS(net.parameters(), 0.5)
+    assert optimizer.step(lambda: 3.0) == 3.0
+
+
+@pytest.mark.parametrize("wrong", [{"lr": -1}, {"momentum": 1}, {"weight_decay": -1}, {"eta": 0}])
+def test_lars_refuses_settings_out_of_range(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}={next(iter(wrong.values()))}"):
+        LARS([torch.zeros(1)], **{"lr": 1.0, **wrong})
+
+
+def test_groups_are_told_by_type_and_name() -> None:
+    class ScaleNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+    tokens = Tokens(class_token=True)
+    net = nn.Sequential(conv_net(4, classes=2), tokens, nn.GroupNorm(1, 4), ScaleNorm())
+    net[0][0].requires_grad_(False)
+    decayed, excluded = param_groups(net, 0.3)
+    names = {id(p): name for name, p in net.named_parameters()}
+    assert {names[id(p)] for p in decayed["params"]} == {
+        "0.3.weight",
+        "0.8.weight",
+        "1.patch.weight",
+        "1.cls_token",
+    }
+    assert {names[id(p)] for p in excluded["params"]} == {
+        *("0.1.weight", "0.1.bias", "0.4.weight", "0.4.bias", "0.3.bias", "0.8.bias"),
+        *("1.patch.bias", "1.norm.weight", "1.norm.bias"),
+        *("2.weight", "2.bias", "3.scale"),
+    }
+    assert (decayed["weight_decay"], excluded["weight_decay"]) == (0.3, 0.0)
+
+
+def test_groups_of_an_unbuilt_learner_hold_its_lazy_weights_and_not_its_target() -> None:
+    learner = BYOL(conv_net(4), projection_size=8, projection_hidden_size=16)
+    decayed, excluded = param_groups(learner, 1e-6)
+    first = learner.online.projector[0]
+    assert any(p is first.weight for p in decayed["params"])
+    assert any(p is first.bias for p in excluded["params"])
+    held = {id(p) for group in (decayed, excluded) for p in group["params"]}
+    assert held == {id(p) for p in learner.parameters() if p.requires_grad}
+    torch.optim.AdamW([decayed, excluded], lr=1e-3)  # any optimizer takes them
+
+
+def test_presets_are_those_of_the_paper() -> None:
+    assert PRESETS[1000] == Preset(0.2, 1.5e-6, 0.996, warmup_epochs=10)
+    assert {e: (p.learning_rate, p.moving_average_decay) for e, p in PRESETS.items()} == {
+        40: (0.45, 0.97),
+        100: (0.45, 0.99),
+        300: (0.3, 0.99),
+        1000: (0.2, 0.996),
+    }
+    assert {p.weight_decay for e, p in PRESETS.items() if e < 1000} == {1e-6}
+
+
+def test_twelve_steps_of_the_method_equal_the_reference() -> None:
+    steps, lr, lars = TRAJECTORY["max_steps"], TRAJECTORY["lr"], TRAJECTORY["lars"]
+    learner = BYOL(
+        encoder(),
+        hidden_layer=-1,
+        projection_size=6,
+        projection_hidden_size=24,
+        moving_average_decay=TRAJECTORY["base_target_ema"],
+        total_steps=steps,
+    )
+    learner.load_state_dict(learner_state(TRAJECTORY["online_init"], TRAJECTORY["target_init"]))
+    peak = lr["base_learning_rate"] * lr["batch_size"] / 256
+    groups = param_groups(learner, lars["weight_decay"])
+    optimizer = LARS(groups, peak, momentum=lars["momentum"], eta=lars["eta"])
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: warmup_cosine(step, lr["total_steps"], lr["warmup_steps"])
+    )
+    for k in range(steps):
+        assert learner.tau == pytest.approx(TRAJECTORY["tau"][k], abs=1e-9)
+        rate = optimizer.param_groups[0]["lr"]
+        assert rate == pytest.approx(TRAJECTORY["learning_rate"][k], rel=1e-6, abs=1e-9)
+        # The reference's learning rate is float32; with its very figure the rest is float64.
+        for group in optimizer.param_groups:
+            group["lr"] = TRAJECTORY["learning_rate"][k]
+        loss = learner(tensor(TRAJECTORY["view1"][k]), tensor(TRAJECTORY["view2"][k]))
+        assert loss.item() == pytest.approx(TRAJECTORY["loss"][k], abs=1e-8), k
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        learner.update_moving_average()
+        scheduler.step()
+    final = learner_state(TRAJECTORY["online_final"], TRAJECTORY["target_final"])
+    for name, parameter in learner.named_parameters():
+        torch.testing.assert_close(parameter.data, final[name], rtol=0, atol=1e-8)
