@@ -260,7 +260,13 @@ class BYOL(nn.Module):
         Raises:
             TypeError, ValueError: as ``forward``.
         """
-        with torch.no_grad(), eval_mode(self.online):
+        device = self._device().type
+        # Older versions of PyTorch would go on to train with the casts of weights that were cached
+        # here, which have no gradient.
+        uncached = torch.autocast(
+            device, enabled=torch.is_autocast_enabled(device), cache_enabled=False
+        )
+        with torch.no_grad(), uncached, eval_mode(self.online):
             return self.online.represent(self._normalized(images))
 
     def views(self, images: Tensor) -> tuple[Tensor, Tensor]:

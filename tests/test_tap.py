@@ -18,6 +18,7 @@ def wrap(net: nn.Module, image_size: int | None = 32, **kwargs: Any) -> BYOL:
     return BYOL(net, image_size, **SMALL, **kwargs)
 
 
+@pytest.mark.filterwarnings("ignore:torch.meshgrid")  # older torchvision
 @pytest.mark.parametrize(
     ("name", "image_size", "layer", "size"),
     [
