@@ -11,7 +11,15 @@ from torch.utils.hooks import RemovableHandle
 
 from byol_wrap import heads, inputs
 from byol_wrap.ema import at_least_float32, cosine_ema_decay, is_active, on_step, update_average
-from byol_wrap.encoder import Encoder, check_net, copy_net, first_channels, float_parameter, probe
+from byol_wrap.encoder import (
+    Encoder,
+    check_net,
+    copy_net,
+    first_channels,
+    float_parameter,
+    freeze,
+    probe,
+)
 from byol_wrap.health import std_ratio
 from byol_wrap.losses import byol_loss
 from byol_wrap.modes import eval_mode, outside_graph
@@ -19,7 +27,7 @@ from byol_wrap.tap import Pool, Representation, check_pool, layer_name
 from byol_wrap.views import Augment, Views, as_pair, normalization
 
 BATCHES_CHECKED = 10  # how many batches are checked for NaN where a check waits for the device
-STEPS_WITHOUT_UPDATE = 200  # after how many a learner says that its target stands still
+STEPS_WITHOUT_UPDATE = 100  # after how many a learner says that its target stands still
 
 
 class BYOL(nn.Module):
@@ -141,8 +149,7 @@ class BYOL(nn.Module):
             self.online = Encoder(net, head(None))
             self.predictor = head(projection_size)
             self.target = Encoder(copy_net(net), head(None))
-        for parameter in self.target.parameters():
-            parameter.requires_grad = False
+        freeze(self.target)
         at_least_float32(self.target)
         self.register_buffer("step", torch.zeros((), dtype=torch.long, device=like.device))
 
@@ -239,10 +246,17 @@ class BYOL(nn.Module):
                 "The learner is attached to an optimizer already: remove that handle."
             )
         own = {id(parameter) for parameter in self.parameters() if parameter.requires_grad}
-        if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+        trained = own & {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not trained:
             raise ValueError(
                 "The optimizer trains none of the learner's parameters: build it from "
                 "learner.parameters(), after the learner."
+            )
+        if not trained & {id(parameter) for parameter in self.predictor.parameters()}:
+            self._warn_once(
+                "heads",
+                "The optimizer does not train the predictor. Unless another one does, build it "
+                "from learner.parameters(), not from the net's.",
             )
         self._attached = on_step(optimizer, self._update)
         return self._attached
@@ -290,6 +304,7 @@ class BYOL(nn.Module):
         Returns:
             "std_ratio": of the representations of the last batch's first view; it falls towards 0
             in a collapse (see ``byol_wrap.health``). "tau": the decay of the next update.
+            "updates": how many the target has had.
 
         Raises:
             RuntimeError: no batch has been seen yet.
@@ -298,7 +313,11 @@ class BYOL(nn.Module):
             raise RuntimeError(
                 "There is nothing to measure before a learner(images) of two images or more."
             )
-        return {"std_ratio": std_ratio(self._last_representation).item(), "tau": self.tau}
+        return {
+            "std_ratio": std_ratio(self._last_representation).item(),
+            "tau": self.tau,
+            "updates": self.step.item(),
+        }
 
     @property
     def net(self) -> nn.Module:

@@ -64,6 +64,12 @@ def float_parameter(module: nn.Module) -> Tensor:
     raise ValueError(f"{type(module).__name__} has no parameter to train.")
 
 
+def freeze(module: nn.Module) -> None:
+    """Let no parameter ask for a gradient: also of scripted modules, and of sizes not known yet."""
+    for parameter in module.parameters():
+        parameter.requires_grad = False
+
+
 def first_channels(net: nn.Module) -> int:
     """How many channels the first convolution of a net takes; 3 where there is none."""
     convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -115,7 +121,8 @@ def copy_net(net: nn.Module) -> nn.Module:
         if isinstance(value, Tensor) and not value.is_leaf
     }
     try:
-        return copy.deepcopy(net, cached)
+        with torch.no_grad():  # else the copies of a scripted module's parameters have a graph
+            return copy.deepcopy(net, cached)
     except Exception as error:
         raise RuntimeError(
             f"net cannot be copied for the target network: copy.deepcopy(net) says {error}"
@@ -144,7 +151,7 @@ def probe(
         try:
             return find_representation(net, as_input(net, sample.clone()), hidden_layer, pool)
         finally:
-            net.requires_grad_(False)
+            freeze(net)
             with torch.no_grad():
                 for module, name, buffer, before in buffers:
                     setattr(module, name, buffer.copy_(before))

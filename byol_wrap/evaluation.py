@@ -202,6 +202,7 @@ def _check(
 
     A test label that no training label has gives -1, which no prediction equals.
     """
+    train_labels, test_labels = torch.as_tensor(train_labels), torch.as_tensor(test_labels)
     for name, features, labels in (
         ("train", train_features, train_labels),
         ("test", test_features, test_labels),

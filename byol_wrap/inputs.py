@@ -30,10 +30,16 @@ def check_images(images: Tensor, channels: int, device: torch.device) -> None:
             "learner(view1, view2)."
         )
     if images.shape[1] != channels:
-        hint = "permute them to channels first" if images.shape[3] == channels else "pass channels="
+        hint = (
+            "permute them to channels first: images.permute(0, 3, 1, 2)"
+            if images.shape[3] == channels
+            else "convert them (grey: images.expand(-1, 3, -1, -1); RGBA: images[:, :3]), give the "
+            "net another first layer before wrapping it, or, where it takes them as they are, pass "
+            f"channels={images.shape[1]}"
+        )
         raise ValueError(
-            f"images should have {channels} channels, as the net's first convolution takes, got "
-            f"{images.shape[1]} in {tuple(images.shape)}; {hint}."
+            f"images should have {channels} channels, as the net's first convolution takes (3 "
+            f"where it has none), got {images.shape[1]} in {tuple(images.shape)}; {hint}."
         )
     if min(images.shape[2:]) < SMALLEST_SIDE:
         raise ValueError(
@@ -45,10 +51,13 @@ def check_images(images: Tensor, channels: int, device: torch.device) -> None:
 def check_batch(batch: Tensor, device: torch.device, name: str) -> None:
     """Check that ``batch`` is a tensor with entries on the net's device."""
     if not isinstance(batch, Tensor):
-        raise TypeError(
-            f"{name} should be a tensor, got {type(batch).__name__}; a loader that yields "
-            "(images, labels) needs learner(images)."
+        hint = (
+            "of what a loader yields, give the images: for images, labels in loader: "
+            "learner(images); two views are two arguments: learner(view1, view2)"
+            if isinstance(batch, tuple | list)
+            else "convert it, torch.as_tensor(...)"
         )
+        raise TypeError(f"{name} should be a tensor, got {type(batch).__name__}; {hint}.")
     if batch.ndim == 0 or batch.numel() == 0:
         raise ValueError(f"{name} is empty: its shape is {tuple(batch.shape)}.")
     if batch.device != device:
@@ -62,6 +71,11 @@ def check_pair(view1: Tensor, view2: Tensor, device: torch.device) -> None:
     """Check that two views are batches of the same items."""
     check_batch(view1, device, "view1")
     check_batch(view2, device, "view2")
+    if view2.ndim == 1 and view1.ndim > 1 and not view2.is_floating_point():
+        raise ValueError(
+            f"The second argument, {tuple(view2.shape)} in {view2.dtype}, looks like labels; it "
+            "should be a second view of the images. Labels are not needed: learner(images)."
+        )
     if view1.shape[0] != view2.shape[0]:
         raise ValueError(
             "view1 and view2 should show the same items, but their batches differ: "
@@ -74,7 +88,8 @@ def check_more_than_one(batch: Tensor) -> None:
     if batch.shape[0] == 1:
         raise ValueError(
             "A batch of one cannot train BYOL: the heads' BatchNorm needs at least 2 images. Use a "
-            "larger batch (drop_last=True in the DataLoader), or learner.eval() to only compute."
+            "larger batch (drop_last=True in the DataLoader); to only compute, use "
+            "learner.embed(images) or learner.eval()."
         )
 
 

@@ -158,6 +158,11 @@ def find_representation(
             "is detached, or nothing that can be trained lies before it. Choose another "
             "hidden_layer."
         )
+    if pool == "class_token" and value.ndim != 3:
+        raise ValueError(
+            f"pool='class_token' needs tokens (B, T, C), but {where[0].lower()}{where[1:]} has "
+            f"shape {tuple(value.shape)}; choose 'mean', or a layer that gives tokens."
+        )
     channels_last = value.ndim == 3 or side == "input" or _is_channels_last(value, sample)
     pool = _choose_pool(net, value) if pool is None else pool
     vector = pooled(value, pool, channels_last)
@@ -239,7 +244,7 @@ def _record(net: nn.Module, sample: Tensor, name: str | None) -> tuple[list[_Cal
         except Exception as error:
             raise ValueError(
                 f"The net cannot take a batch of shape {tuple(sample.shape)}, {sample.dtype}: "
-                f"{error}. Do image_size and channels suit it?"
+                f"{str(error).rstrip('.')}. Do image_size and channels suit it?"
             ) from error
 
 

@@ -141,6 +141,8 @@ class Views:
             raise ValueError(
                 f"augment_fn should return a view of each of the {len(images)} images, got {got}."
             )
+        if not view.is_floating_point():
+            raise ValueError(f"augment_fn should return floats, got {view.dtype}: divide by 255?")
         return view if self.normalize is None else self.normalize(view)
 
     def normalized(self, images: Tensor) -> Tensor:
@@ -344,12 +346,12 @@ class Normalize:
     """Subtract a mean and divide by a standard deviation, channel by channel.
 
     Args:
-        mean: one number a channel, for pixels in [0, 1].
+        mean: one number a channel, for pixels in [0, 1] (divide those for [0, 255] by 255).
         std: one positive number a channel.
         channels: how many channels there are.
 
     Raises:
-        ValueError: another number of values than channels, or a std that is not positive.
+        ValueError: another number of values than channels, or values out of range.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], channels: int) -> None:

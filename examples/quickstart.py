@@ -1,7 +1,7 @@
 """BYOL in small: pretrain a small ResNet without labels, and see what that was worth.
 
     python quickstart.py                    # scikit-learn's handwritten digits, about a minute
-    python quickstart.py --data photos/     # any folder of images; sub-folders are the classes
+    python quickstart.py --data photos/     # any folder of images; the innermost are the classes
     python quickstart.py --data cifar10     # downloads 170 MB and wants a GPU
 
 A fifth of the images is held out: the network never sees them in training. They are classified with
@@ -294,7 +294,8 @@ def draw_views(figure: Any, learner: BYOL, data: Data, columns: int = 12) -> Non
 
 def draw_curve(axes: Any, curve: list[tuple[int, float]], colour: str, title: str, y: str) -> None:
     """One figure of training over its steps."""
-    axes.plot(*np.array(curve).reshape(-1, 2).T, color=colour, linewidth=2)
+    marker = "o" if len(curve) < 5 else None
+    axes.plot(*np.array(curve).reshape(-1, 2).T, color=colour, linewidth=2, marker=marker)
     axes.set_title(title, weight="bold")
     axes.set(xlabel="training step", ylabel=y)
     axes.set_ylim(bottom=0)

@@ -268,6 +268,10 @@ def test_attach_is_forgiving_and_strict_where_it_should_be() -> None:
         make().attach(lambda: None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="none of the learner's parameters"):
         make().attach(optimizer)
+    other = make()
+    headless = torch.optim.SGD(other.net.parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match="does not train the predictor"):
+        other.attach(headless)
     frozen = torch.optim.SGD(learner.target.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="none of the learner's parameters"):
         copy.deepcopy(learner).attach(frozen)
@@ -485,7 +489,7 @@ def test_health_tells_a_collapse() -> None:
         learner.health()
     learner.train()(images(64))
     healthy = learner.health()
-    assert healthy["tau"] == 0.99
+    assert (healthy["tau"], healthy["updates"]) == (0.99, 0)
     features = learner._last_representation
     assert features is not None
     oracle = F.normalize(features).std(0).mean() * 6**0.5
@@ -529,6 +533,19 @@ def test_data_parallel_is_refused() -> None:
     learner._is_replica = True  # what DataParallel sets on the copies it runs
     with pytest.raises(RuntimeError, match="DistributedDataParallel"):
         learner(images())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:Warning")  # scripting is deprecated
+def test_a_scripted_net_is_trained_by_its_output() -> None:
+    learner = BYOL(torch.jit.script(conv_net(6)), 32, **SMALL)
+    assert learner.representation is not None
+    assert (learner.representation.layer, learner.representation.size) == ("", 6)
+    optimizer = torch.optim.SGD(learner.parameters(), lr=0.5)
+    learner.attach(optimizer)
+    before = parameters(learner.target.net)
+    step(learner, optimizer, images())
+    assert not all(torch.equal(a, b) for a, b in zip(before, learner.net.parameters(), strict=True))
+    assert not torch.equal(before[0], next(learner.target.net.parameters()))
 
 
 def test_old_style_weight_norm_and_cached_outputs_can_be_wrapped() -> None:

@@ -242,6 +242,7 @@ class Loop(nn.Module):
             "one entry for each",
         ),
         (conv_net(6), {"pool": lambda x: x.sum()}, "should turn"),
+        (conv_net(6)[:6], {"pool": "class_token"}, "needs tokens"),
         (
             conv_net(6),
             {"image_size": 9999999, "hidden_layer": "nothing"},
