@@ -87,7 +87,7 @@ def test_health_measures_the_first_view_of_the_last_batch():
             expected = by_hand(learner.net(view1))
         loss = learner(view1, view2)
         health = learner.health()
-        assert health.keys() == {"std_ratio", "tau"}
+        assert health.keys() == {"std_ratio", "tau", "updates"}
         assert health["std_ratio"] == pytest.approx(expected, abs=1e-5)
         assert all(type(value) is float for value in health.values())
     assert loss.requires_grad
