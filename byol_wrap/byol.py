@@ -316,7 +316,7 @@ class BYOL(nn.Module):
         return {
             "std_ratio": std_ratio(self._last_representation).item(),
             "tau": self.tau,
-            "updates": self.step.item(),
+            "updates": float(self.step),
         }
 
     @property
