@@ -573,3 +573,21 @@ def test_byol_loss_is_what_forward_returns_for_equal_networks() -> None:
     projection = learner.online.projector(learner.net[:8](view))
     expected = 2 * byol_loss(learner.predictor(projection), projection)
     torch.testing.assert_close(learner(view, view), expected)
+
+
+def test_labels_given_as_a_second_view_are_recognised() -> None:
+    with pytest.raises(ValueError, match=r"looks like labels; .* learner\(images\)"):
+        make()(images(), torch.arange(8))
+    with pytest.raises(TypeError, match=r"for images, labels in loader: learner\(images\)"):
+        make()([images(), torch.arange(8)])
+
+
+def test_grey_images_for_a_colour_net_are_told_how_to_be_converted() -> None:
+    with pytest.raises(ValueError, match=r"expand\(-1, 3, -1, -1\).*pass channels=1"):
+        make()(torch.rand(8, 1, 32, 32))
+
+
+def test_an_augmentation_that_gives_integers_is_refused() -> None:
+    learner = make(augment_fn=lambda x: (255 * x).byte())
+    with pytest.raises(ValueError, match=r"augment_fn should return floats, got torch.uint8"):
+        learner(images())

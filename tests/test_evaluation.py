@@ -457,3 +457,10 @@ def test_probe_works_in_inference_mode():
     expected = linear_probe(*data)
     with torch.inference_mode():
         assert linear_probe(*[part.clone() for part in data]) == expected
+
+
+@pytest.mark.parametrize("evaluation", EVALUATIONS)
+def test_accuracies_take_lists_of_labels(evaluation):
+    x, y, test_x, test_y = clusters()
+    expected = evaluation(x, y, test_x, test_y)
+    assert evaluation(x, y.tolist(), test_x, test_y.tolist()) == expected
