@@ -16,10 +16,14 @@ import argparse
 import json
 import os
 import platform
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import kornia
@@ -216,25 +220,43 @@ def pretrain(learner: BYOL, loader: DataLoader[Any], args: argparse.Namespace) -
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, steps, pct_start=0.1)
     every = max(1, min(10, steps // 10))  # reading a figure waits for the device
     bar = tqdm(total=steps * loader.batch_size, desc="pretraining", unit=" images")
-    try:
-        for _ in range(args.epochs):
-            for images in loader:
-                loss = learner(images.to(args.device))
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                scheduler.step()
-                learner.update_moving_average()
-                if history["steps"] % every == 0:
-                    history["loss"].append((history["steps"], loss.item()))
-                    history["std_ratio"].append((history["steps"], learner.health()["std_ratio"]))
-                    bar.set_postfix({n: f"{history[n][-1][1]:.2f}" for n in ("loss", "std_ratio")})
-                history["steps"] += 1
-                bar.update(len(images))
-    except KeyboardInterrupt:
-        history["interrupted"] = True
-    bar.close()
+    with bar, stopped_by_ctrl_c() as stopped:
+        for images in chain.from_iterable(repeat(loader, args.epochs)):
+            loss = learner(images.to(args.device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+            learner.update_moving_average()
+            if history["steps"] % every == 0:
+                history["loss"].append((history["steps"], loss.item()))
+                history["std_ratio"].append((history["steps"], learner.health()["std_ratio"]))
+                bar.set_postfix({n: f"{history[n][-1][1]:.2f}" for n in ("loss", "std_ratio")})
+            history["steps"] += 1
+            bar.update(len(images))
+            if stopped.is_set():
+                history["interrupted"] = True
+                break
     return history
+
+
+@contextmanager
+def stopped_by_ctrl_c() -> Iterator[Event]:
+    """An event that the first Ctrl-C sets, to stop between two steps; the second stops at once.
+
+    A KeyboardInterrupt instead could come anywhere, also where Python has to ignore exceptions.
+    """
+    stopped = Event()
+
+    def stop(*_: Any) -> None:
+        signal.signal(signal.SIGINT, before)
+        stopped.set()
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def save(net: nn.Module, path: Path) -> None:
