@@ -40,7 +40,7 @@ PRESETS = {
     300: Preset(0.3, 1e-6, 0.99),
     1000: Preset(0.2, 1.5e-6, 0.996),
 }
-"""By epochs on ImageNet, with ResNet-50 and a batch of 4096 (Grill et al. 2020, appendix J)."""
+"""By epochs on ImageNet, as in the reference code (deepmind-research/byol)."""
 
 
 def warmup_cosine(step: int, total_steps: int, warmup_steps: int) -> float:
