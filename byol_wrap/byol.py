@@ -1,6 +1,7 @@
 """BYOL: learn from unlabelled images with the backbone you have."""
 
 import warnings
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from byol_wrap import heads, inputs
+from byol_wrap.collapse import COLLAPSED, LOOK_EVERY, LOOKS, CollapseWatch, likely_causes
 from byol_wrap.ema import at_least_float32, cosine_ema_decay, is_active, on_step, update_average
 from byol_wrap.encoder import (
     Encoder,
@@ -20,7 +22,14 @@ from byol_wrap.encoder import (
     freeze,
     probe,
 )
-from byol_wrap.health import std_ratio
+from byol_wrap.health import (
+    Outputs,
+    alignment,
+    effective_rank,
+    relative_distance,
+    std_ratio,
+    uniformity,
+)
 from byol_wrap.losses import byol_loss
 from byol_wrap.modes import eval_mode, outside_graph
 from byol_wrap.tap import Pool, Representation, check_pool, layer_name
@@ -158,7 +167,9 @@ class BYOL(nn.Module):
         self._batches_checked = 0
         self._warned: set[str] = set()
         self._attached: RemovableHandle | None = None
-        self._last_representation: Tensor | None = None
+        self._optimizer: weakref.ref[Optimizer] | None = None
+        self._watch = CollapseWatch()
+        self._last: Outputs | None = None
         if size is not None:
             noise = torch.rand(2, self.channels, *size, generator=torch.Generator())
             self._build(noise.to(like.device))
@@ -195,14 +206,15 @@ class BYOL(nn.Module):
             return self._embedding(images, view2, return_projection)
         view1, view2 = self._two_views(images, view2)
 
-        projection1, representation = self.online(view1)
-        projection2, _ = self.online(view2)
+        projection1, representation1 = self.online(view1)
+        projection2, representation2 = self.online(view2)
         prediction1, prediction2 = self.predictor(projection1), self.predictor(projection2)
         with torch.no_grad():
             target1, _ = self.target(view1)
             target2, _ = self.target(view2)
 
-        self._last_representation = representation.detach()
+        seen = (representation1, representation2, projection1)
+        self._last = Outputs(*(output.detach() for output in seen))
         return byol_loss(prediction1, target2) + byol_loss(prediction2, target1)
 
     def update_moving_average(self) -> None:
@@ -259,6 +271,7 @@ class BYOL(nn.Module):
                 "from learner.parameters(), not from the net's.",
             )
         self._attached = on_step(optimizer, self._update)
+        self._optimizer = weakref.ref(optimizer)
         return self._attached
 
     def embed(self, images: Tensor) -> Tensor:
@@ -299,22 +312,36 @@ class BYOL(nn.Module):
         return self._views(images)
 
     def health(self) -> dict[str, float]:
-        """Figures that tell whether training is sound; reads them from the device.
+        """Figures that tell whether training is sound; costs a step nothing unless it is called.
+
+        Calling it reads from the device. All figures but the last three are of the last batch, and
+        vary from batch to batch; ``byol_wrap.health`` defines them.
 
         Returns:
-            "std_ratio": of the representations of the last batch's first view; it falls towards 0
-            in a collapse (see ``byol_wrap.health``). "tau": the decay of the next update.
-            "updates": how many the target has had.
+            "std_ratio": spread of the representations of the first view; falls towards 0 in a
+            collapse. "rank": their effective rank (RankMe), at most min(B, D).
+            "projection_std_ratio", "projection_rank": the same of the projections.
+            "alignment": squared distance in [0, 4] between the representations of two views of an
+            image. "uniformity": in [-8, 0], the lower the more evenly images are spread.
+            "target_distance": of the target's parameters from the online network's, relative.
+            "tau": the decay of the next update. "updates": how many the target has had.
 
         Raises:
-            RuntimeError: no batch has been seen yet.
+            RuntimeError: no batch of two images or more has been seen yet.
         """
-        if self._last_representation is None or len(self._last_representation) < 2:
+        last = self._last
+        if last is None or len(last.representation1) < 2:
             raise RuntimeError(
                 "There is nothing to measure before a learner(images) of two images or more."
             )
         return {
-            "std_ratio": std_ratio(self._last_representation).item(),
+            "std_ratio": float(std_ratio(last.representation1)),
+            "rank": float(effective_rank(last.representation1)),
+            "projection_std_ratio": float(std_ratio(last.projection1)),
+            "projection_rank": float(effective_rank(last.projection1)),
+            "alignment": float(alignment(last.representation1, last.representation2)),
+            "uniformity": float(uniformity(last.representation1)),
+            "target_distance": float(relative_distance(self.online, self.target)),
             "tau": self.tau,
             "updates": float(self.step),
         }
@@ -459,13 +486,34 @@ class BYOL(nn.Module):
                 "steps: call learner.update_moving_average() after optimizer.step(), or "
                 "learner.attach(optimizer) once.",
             )
+        ratios = None if self._last is None else self._watch.collapsed(self._last)
+        if ratios is not None:
+            self._warn_of_collapse(ratios)
+
+    def _warn_of_collapse(self, std_ratios: dict[str, float]) -> None:
+        assert self._last is not None
+        figures = " and ".join(f"{ratio:.3f} of the {kind}" for kind, ratio in std_ratios.items())
+        causes = likely_causes(
+            steps_since_update=self._steps_since_update,
+            tau=self.tau,
+            batch_size=len(self._last.representation1),
+            predictor=self.predictor,
+            optimizer=self._optimizer() if self._optimizer and is_active(self._attached) else None,
+        )
+        self._warn_once(
+            "collapse",
+            f"Training has collapsed: images are hardly told apart any more. The std ratio is "
+            f"{figures}, and one of them was under {COLLAPSED} for the last {LOOKS * LOOK_EVERY} "
+            f"steps. Likely causes in this run: {'; '.join(causes)}. Start anew: weights that have "
+            "collapsed do not recover.",
+        )
 
     # State
 
     def _apply(self, fn: Any, recurse: bool = True) -> "BYOL":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         at_least_float32(self.target)
-        self._last_representation = None
+        self._last = None
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -484,4 +532,5 @@ class BYOL(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_attached": None, "_last_representation": None}
+        fresh = {"_attached": None, "_optimizer": None, "_watch": CollapseWatch(), "_last": None}
+        return {**self.__dict__, **fresh}

@@ -1,10 +1,20 @@
-"""Measures of collapse: is the representation still spread out?"""
+"""Measures of a representation: is it still spread out, and do views agree?"""
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+
+class Outputs(NamedTuple):
+    """What the online network made of a batch, without gradient."""
+
+    representation1: Tensor  # (B, D) of the first view
+    representation2: Tensor  # (B, D) of the second view
+    projection1: Tensor  # (B, P) of the first view
 
 
 @torch.no_grad()
@@ -28,6 +38,109 @@ def std_ratio(features: Tensor) -> Tensor:
         >>> std_ratio(torch.ones(8, 4)).item()
         0.0
     """
-    dtype = torch.promote_types(features.dtype, torch.float32)
-    unit = F.normalize(features.to(dtype), dim=1)
-    return unit.std(dim=0).mean() * math.sqrt(features.shape[1])
+    return _unit(features).std(dim=0).mean() * math.sqrt(features.shape[1])
+
+
+@torch.no_grad()
+def effective_rank(features: Tensor) -> Tensor:
+    """How many dimensions features use: RankMe, the exponential of the spectrum's entropy.
+
+    Args:
+        features: (B, D), floating. At most min(B, D) can come out: compare like batches only.
+
+    Returns:
+        A scalar on the features' device, in float32 or wider: from 1, all in one direction, to
+        min(B, D); 0 where all features are 0, NaN where one is not finite.
+
+    Reference:
+        Garrido et al. 2022 (arXiv 2210.02885), equation 1. Deviation: no epsilon is added to the
+        singular values' shares; those of 0 count for nothing.
+
+    Example:
+        >>> round(effective_rank(torch.eye(4)).item(), 3)
+        4.0
+    """
+    features = _wide(features)
+    if not features.isfinite().all():
+        return features.new_full((), math.nan)
+    values: Tensor = torch.linalg.svdvals(features)
+    shares = values / values.sum().clamp(min=torch.finfo(values.dtype).tiny)
+    rank: Tensor = torch.special.entr(shares).sum().exp()
+    return rank * (values[0] > 0)
+
+
+@torch.no_grad()
+def alignment(features1: Tensor, features2: Tensor) -> Tensor:
+    """How near the two views of an image lie: the mean squared distance on the sphere.
+
+    Args:
+        features1: (B, D), floating.
+        features2: (B, D), of the other views of the same images.
+
+    Returns:
+        A scalar in [0, 4], 0 where views are represented alike, in float32 or wider.
+
+    Reference:
+        Wang and Isola 2020 (arXiv 2005.10242), equation 1 with alpha 2.
+
+    Example:
+        >>> alignment(torch.eye(3), -torch.eye(3)).item()
+        4.0
+    """
+    return (_unit(features1) - _unit(features2)).square().sum(dim=1).mean()
+
+
+@torch.no_grad()
+def uniformity(features: Tensor) -> Tensor:
+    """How evenly different images lie on the sphere: the lower, the more evenly.
+
+    The logarithm of the mean of ``exp(-2 d^2)`` over all pairs of a batch, d being their distance.
+
+    Args:
+        features: (B, D), floating, B at least 2.
+
+    Returns:
+        A scalar in [-8, 0], 0 where all features are one, in float32 or wider.
+
+    Reference:
+        Wang and Isola 2020 (arXiv 2005.10242), equation 2 with t 2.
+
+    Example:
+        >>> uniformity(torch.ones(4, 2)).item()
+        0.0
+    """
+    distances = F.pdist(_unit(features))
+    return (-2 * distances.square()).exp().mean().log()
+
+
+@torch.no_grad()
+def relative_distance(module: nn.Module, other: nn.Module) -> Tensor:
+    """How far the parameters of two modules of one kind are apart: |p - q| / |p|, over all of them.
+
+    Args:
+        module: on the same device as ``other``.
+        other: of the same parameters; their dtype may differ.
+
+    Returns:
+        A scalar on their device, at least 0, in float32 or wider.
+    """
+    ours, theirs = (
+        [_wide(parameter) for parameter in side.parameters() if parameter.is_floating_point()]
+        for side in (module, other)
+    )
+    distance = _norm(torch._foreach_sub(ours, theirs))
+    length = _norm(ours)
+    return distance / length.clamp(min=torch.finfo(length.dtype).tiny)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _unit(features: Tensor) -> Tensor:
+    return F.normalize(_wide(features), dim=1)
+
+
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
+    norm: Tensor = torch.stack(torch._foreach_norm(list(tensors))).norm()
+    return norm

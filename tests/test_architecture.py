@@ -13,8 +13,9 @@ ALLOWED = {
     **{leaf: set() for leaf in LEAVES},
     "tap": {"modes"},
     "evaluation": {"modes"},
+    "collapse": {"health"},
     "encoder": {"modes", "tap"},
-    "byol": LEAVES - {"optim"} | {"encoder", "tap"},
+    "byol": LEAVES - {"optim"} | {"collapse", "encoder", "tap"},
     "__init__": {"byol", "ema", "evaluation", "losses", "optim", "views"},
 }
 

@@ -490,9 +490,8 @@ def test_health_tells_a_collapse() -> None:
     learner.train()(images(64))
     healthy = learner.health()
     assert (healthy["tau"], healthy["updates"]) == (0.99, 0)
-    features = learner._last_representation
-    assert features is not None
-    oracle = F.normalize(features).std(0).mean() * 6**0.5
+    assert learner._last is not None
+    oracle = F.normalize(learner._last.representation1).std(0).mean() * 6**0.5
     assert healthy["std_ratio"] == pytest.approx(oracle.item())
     for name, parameter in learner.net.named_parameters():
         if name.endswith("weight"):

@@ -6,7 +6,13 @@ import torch
 from torch import nn
 
 from byol_wrap import BYOL
-from byol_wrap.health import std_ratio
+from byol_wrap.health import (
+    alignment,
+    effective_rank,
+    relative_distance,
+    std_ratio,
+    uniformity,
+)
 
 
 def gaussian(batch, size, seed=0, dtype=torch.float32):
@@ -15,7 +21,7 @@ def gaussian(batch, size, seed=0, dtype=torch.float32):
 
 def by_hand(features):
     x = features.detach().double().numpy()
-    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     return unit.std(axis=0, ddof=1).mean() * np.sqrt(x.shape[1])
 
 
@@ -65,6 +71,78 @@ def test_std_ratio_has_no_gradient():
     assert not std_ratio(gaussian(8, 4).requires_grad_()).requires_grad
 
 
+# Rank, alignment, uniformity, distance: each against its formula in numpy
+
+
+def unit_by_hand(features):
+    x = features.double().numpy()
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def rank_by_hand(features):
+    values = np.linalg.svd(features.double().numpy(), compute_uv=False)
+    shares = values / values.sum()
+    return np.exp(-sum(share * np.log(share) for share in shares if share > 1e-12))
+
+
+@pytest.mark.parametrize(("batch", "size"), [(2, 5), (64, 16), (16, 64)])
+def test_effective_rank_equals_the_formula(batch, size):
+    features = gaussian(batch, size) * torch.linspace(0.01, 3, size) + 0.5
+    assert effective_rank(features).item() == pytest.approx(rank_by_hand(features), rel=1e-4)
+    wide = effective_rank(features.double())
+    assert wide.dtype == torch.float64
+    assert wide.item() == pytest.approx(rank_by_hand(features), rel=1e-10)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 8])
+def test_effective_rank_of_equal_singular_values_is_their_number(rank):
+    features = torch.zeros(16, 8)
+    features[:rank, :rank] = 5 * torch.eye(rank)
+    assert effective_rank(features).item() == pytest.approx(rank, rel=1e-5)
+
+
+def test_effective_rank_of_nothing_and_of_nan():
+    assert effective_rank(torch.zeros(4, 3)).item() == 0
+    assert effective_rank(torch.tensor([[1.0, np.nan], [1.0, 2.0]])).isnan()
+
+
+def test_alignment_equals_the_formula():
+    one, other = gaussian(32, 8), gaussian(32, 8, seed=1)
+    distances = np.linalg.norm(unit_by_hand(one) - unit_by_hand(other), axis=1)
+    assert alignment(one, other).item() == pytest.approx((distances**2).mean(), abs=1e-5)
+    assert alignment(one, 3 * one).item() == pytest.approx(0, abs=1e-6)
+    assert alignment(one, -one).item() == pytest.approx(4, abs=1e-5)
+
+
+def test_uniformity_equals_the_formula():
+    x = unit_by_hand(gaussian(32, 8))
+    pairs = [np.linalg.norm(x[i] - x[j]) for i in range(32) for j in range(i)]
+    expected = np.log(np.mean(np.exp(-2 * np.square(pairs))))
+    assert uniformity(gaussian(32, 8)).item() == pytest.approx(expected, abs=1e-5)
+    opposite = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    assert uniformity(opposite).item() == pytest.approx(-8, abs=1e-5)
+
+
+def test_relative_distance_equals_the_formula_across_dtypes():
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2).double()
+    flat = [torch.cat([m.weight.flatten(), m.bias]).detach().double() for m in (ours, theirs)]
+    expected = ((flat[0] - flat[1]).norm() / flat[0].norm()).item()
+    assert relative_distance(ours, theirs).item() == pytest.approx(expected, rel=1e-6)
+    assert relative_distance(ours, ours).item() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_all_measures_are_computed_in_float32(dtype):
+    half, other = gaussian(64, 16, dtype=dtype), gaussian(64, 16, seed=1, dtype=dtype)
+    for measure in (effective_rank, uniformity):
+        assert measure(half).dtype == torch.float32
+        assert measure(half).item() == pytest.approx(measure(half.float()).item(), abs=1e-6)
+    assert alignment(half, other).item() == pytest.approx(
+        alignment(half.float(), other.float()).item(), abs=1e-6
+    )
+
+
 # Of a learner
 
 
@@ -79,18 +157,39 @@ def test_nothing_is_measured_before_the_first_batch():
         small_learner().health()
 
 
-def test_health_measures_the_first_view_of_the_last_batch():
+def test_health_measures_the_last_batch():
     learner = small_learner()
     for seed in range(3):
         view1, view2 = gaussian(16, 6, seed), gaussian(16, 6, seed + 100)
-        with torch.no_grad():
-            expected = by_hand(learner.net(view1))
         loss = learner(view1, view2)
+        with torch.no_grad():
+            outputs1, outputs2 = learner.net(view1), learner.net(view2)
+            projections = learner.online.projector(outputs1)
         health = learner.health()
-        assert health.keys() == {"std_ratio", "tau", "updates"}
-        assert health["std_ratio"] == pytest.approx(expected, abs=1e-5)
+        assert health == {
+            "std_ratio": pytest.approx(by_hand(outputs1), abs=1e-5),
+            "rank": pytest.approx(rank_by_hand(outputs1), rel=1e-4),
+            "projection_std_ratio": pytest.approx(by_hand(projections), abs=1e-5),
+            "projection_rank": pytest.approx(rank_by_hand(projections), rel=1e-4),
+            "alignment": pytest.approx(alignment(outputs1, outputs2).item(), abs=1e-5),
+            "uniformity": pytest.approx(uniformity(outputs1).item(), abs=1e-5),
+            "target_distance": 0,
+            "tau": 0.99,
+            "updates": 0,
+        }
         assert all(type(value) is float for value in health.values())
     assert loss.requires_grad
+
+
+def test_health_tells_how_far_the_target_is():
+    learner = small_learner(moving_average_decay=0.5)
+    learner(gaussian(16, 6), gaussian(16, 6, 1))
+    with torch.no_grad():
+        for parameter in learner.online.parameters():
+            parameter.mul_(2)
+    assert learner.health()["target_distance"] == pytest.approx(0.5)
+    learner.update_moving_average()
+    assert learner.health()["target_distance"] == pytest.approx(0.25)
 
 
 def test_health_gives_the_decay_of_the_next_update():

@@ -1,0 +1,101 @@
+"""A watch on training that notices a collapse, and what may have caused it."""
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from byol_wrap.health import Outputs, std_ratio
+
+COLLAPSED = 0.1  # a std ratio below it is that of features which hardly tell images apart
+LOOK_EVERY = 20  # training steps between two looks at the std ratio
+LOOKS = 10  # so many collapsed looks in a row are worth a warning
+
+LARGEST_RATE = {"Adam": 0.01, "LARS": 10.0, "SGD": 1.0}  # by what the optimizer's name holds
+SMALLEST_TAU = 0.5
+SMALLEST_BATCH = 16
+
+
+class CollapseWatch:
+    """Notices that features have been collapsed for long, without waiting for the device.
+
+    A look at one step is copied to the host in the background, and read at a later look. Looks go
+    to the projections too: BatchNorm in the heads lets them collapse, which ends all learning,
+    while the representation stays as it happens to be.
+    """
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._collapsed_looks = 0
+        self._look: Tensor | None = None
+        self._copied: torch.cuda.Event | None = None
+
+    def collapsed(self, outputs: Outputs) -> dict[str, float] | None:
+        """Note what one more training step made of a batch.
+
+        Returns:
+            The std ratio of "representations" and of "projections", where ``LOOKS`` looks in a row
+            found one of them under ``COLLAPSED``.
+        """
+        self._steps += 1
+        if self._steps % LOOK_EVERY or len(outputs.representation1) < 2:
+            return None
+        ratios: list[float] = []
+        if self._look is not None and (self._copied is None or self._copied.query()):
+            ratios = self._look.tolist()
+            self._collapsed_looks = self._collapsed_looks + 1 if min(ratios) < COLLAPSED else 0
+            self._look = None
+        if self._look is None:
+            cuda = outputs.representation1.is_cuda
+            kinds = (outputs.representation1, outputs.projection1)
+            look = torch.stack([std_ratio(features).float() for features in kinds])
+            self._look = look.to("cpu", non_blocking=cuda)
+            self._copied = torch.cuda.current_stream().record_event() if cuda else None
+        if not ratios or self._collapsed_looks < LOOKS:
+            return None
+        return dict(zip(("representations", "projections"), ratios, strict=True))
+
+
+def likely_causes(
+    *,
+    steps_since_update: int,
+    tau: float,
+    batch_size: int,
+    predictor: nn.Module,
+    optimizer: Optimizer | None,
+) -> list[str]:
+    """Why a run may have collapsed, the surest cause first, each with what to do about it.
+
+    Args:
+        steps_since_update: training steps since the target was last updated.
+        tau: the decay of the next update.
+        batch_size: of the last batch.
+        predictor: of the learner.
+        optimizer: which one trains the learner, where that is known.
+    """
+    causes = []
+    if steps_since_update >= LOOK_EVERY:
+        causes.append(
+            f"the target has not been updated for {steps_since_update} training steps (call "
+            "learner.update_moving_average() after optimizer.step())"
+        )
+    elif tau < SMALLEST_TAU:
+        causes.append(f"with tau at {tau:g} the target is as good as the online network (try 0.99)")
+    if next(predictor.parameters(), None) is None:
+        causes.append("the predictor has nothing to learn with (it is what prevents a collapse)")
+    if batch_size < SMALLEST_BATCH:
+        causes.append(f"batches of {batch_size} leave BatchNorm little to work with (try 64)")
+    if optimizer is None:
+        causes.append(
+            "the learning rate is out of range for the optimizer (1e-4 to 5e-3 is usual for Adam; "
+            "rates such as 0.2 are meant for LARS)"
+        )
+    else:
+        name = type(optimizer).__name__
+        rate = max(float(group["lr"]) for group in optimizer.param_groups)
+        limit = next((high for kind, high in LARGEST_RATE.items() if kind in name), rate)
+        if rate > limit:
+            causes.append(f"{name}'s learning rate is {rate:g} (try {limit / 10:g})")
+    return causes or [
+        "the learning rate is too high for this network (try a tenth), or two views of an image "
+        "have nothing in common (look at learner.views(images))"
+    ]
