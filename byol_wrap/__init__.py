@@ -2,7 +2,7 @@
 
 from byol_wrap.byol import BYOL
 from byol_wrap.ema import cosine_ema_decay
-from byol_wrap.evaluation import extract_features, knn_accuracy, linear_probe
+from byol_wrap.evaluation import extract_features, knn_accuracy, linear_probe, linear_probe_sgd
 from byol_wrap.losses import byol_loss
 from byol_wrap.optim import LARS, PRESETS, param_groups, warmup_cosine
 from byol_wrap.views import IMAGENET_MEAN, IMAGENET_STD
@@ -20,6 +20,7 @@ __all__ = [
     "extract_features",
     "knn_accuracy",
     "linear_probe",
+    "linear_probe_sgd",
     "param_groups",
     "warmup_cosine",
 ]

@@ -212,6 +212,23 @@ def embed(learner: BYOL, images: Tensor) -> Tensor:
     return torch.cat([learner.embed(batch.to(device)).cpu() for batch in images.split(256)])
 
 
+def wrap(net: nn.Module, data: Data, args: argparse.Namespace, steps: int) -> BYOL:
+    """The learner around a network, for so many steps on these images."""
+    mean, std = data.mean_std
+    return BYOL(
+        net,
+        image_size=args.image_size,
+        projection_size=128,
+        projection_hidden_size=512,
+        moving_average_decay=0.95,  # lower than the usual 0.99: a short run
+        total_steps=steps,
+        augment_fn=digit_views(args.image_size) if args.data == "digits" else None,
+        mean=mean,
+        std=std,
+        channels=data.images.shape[1],
+    )
+
+
 def pretrain(learner: BYOL, loader: DataLoader[Any], args: argparse.Namespace) -> dict[str, Any]:
     """Train without labels; gives what the loss and the std ratio were on the way."""
     optimizer = torch.optim.AdamW(learner.parameters(), lr=args.lr, weight_decay=1e-4)
@@ -420,23 +437,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     train, test = split(data)
     describe(data, train, test, args.labels)
 
-    channels = data.images.shape[1]
     batch_size = min(args.batch_size, len(train))
     loader = DataLoader(data.images[train], batch_size, shuffle=True, drop_last=True)
-    net = backbone(channels).to(args.device)
-    mean, std = data.mean_std
-    learner = BYOL(
-        net,
-        image_size=args.image_size,
-        projection_size=128,
-        projection_hidden_size=512,
-        moving_average_decay=0.95,  # lower than the usual 0.99: a short run
-        total_steps=args.epochs * len(loader),
-        augment_fn=digit_views(args.image_size) if args.data == "digits" else None,
-        mean=mean,
-        std=std,
-        channels=channels,
-    )
+    net = backbone(data.images.shape[1]).to(args.device)
+    learner = wrap(net, data, args, args.epochs * len(loader))
     results: dict[str, Any] = {"data": data.name, "classes": data.classes}
     results |= {"images": len(data.images), "held_out": len(test), "labels_per_class": args.labels}
     if len(test):

@@ -1,6 +1,8 @@
 """Features, kNN and linear probe, against scikit-learn."""
 
+import inspect
 import math
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -10,9 +12,12 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
 
-from byol_wrap import BYOL, extract_features, knn_accuracy, linear_probe
+from byol_wrap import BYOL, evaluation, extract_features, knn_accuracy, linear_probe
+from byol_wrap.evaluation import linear_probe_sgd
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +54,7 @@ def sklearn_knn(data, k, temperature):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("temperature", [0.07, 0.1, 1.0])
+@pytest.mark.parametrize("temperature", [0.005, 0.07, 1.0])  # exp(1 / 0.005) overflows
 @pytest.mark.parametrize("k", [1, 5, 20, 120])
 def test_knn_equals_scikit_learn(k, temperature, seed):
     data = clusters(seed=seed)
@@ -96,54 +101,192 @@ def test_knn_takes_any_float_and_any_scale(dtype):
     assert knn_accuracy(*data) == 1
 
 
-def test_knn_of_one_test_image():
-    x, y, test_x, test_y = clusters(spread=0.1)
-    assert knn_accuracy(x, y, test_x[:1], test_y[:1]) == 1
-    assert knn_accuracy(x, y, test_x[:1], test_y[:1] + 1) == 0
+# Labels and features: all evaluations treat them alike
+
+EVALUATIONS = [knn_accuracy, linear_probe, linear_probe_sgd]
+PROBES = EVALUATIONS[1:]
 
 
-# Labels: both evaluations treat them alike
-
-EVALUATIONS = [knn_accuracy, linear_probe]
-
-
-def sklearn_accuracy(evaluation, data):
-    return sklearn_knn(data, 20, 0.07) if evaluation is knn_accuracy else sklearn_probe(data, 1.0)
+def independent_accuracy(evaluate, data):
+    """By scikit-learn, or by hand."""
+    if evaluate is linear_probe_sgd:
+        return nesterov_by_hand(data, epochs=80, lr=0.2, weight_decay=0.0)
+    return sklearn_knn(data, 20, 0.07) if evaluate is knn_accuracy else sklearn_probe(data, 1.0)
 
 
-@pytest.mark.parametrize("evaluation", EVALUATIONS)
-def test_labels_may_be_any_integers(evaluation):
+@pytest.mark.parametrize("evaluate", EVALUATIONS)
+def test_labels_may_be_any_integers(evaluate):
     plain = clusters(spread=2.0)
     named = clusters(spread=2.0, names=[700, -3, 12, 0])
-    assert evaluation(*named) == evaluation(*plain)
-    assert evaluation(*named) == pytest.approx(sklearn_accuracy(evaluation, named), abs=0.003)
+    assert evaluate(*named) == evaluate(*plain)
+    assert evaluate(*named) == pytest.approx(independent_accuracy(evaluate, named), abs=0.003)
 
 
-@pytest.mark.parametrize("evaluation", EVALUATIONS)
-@pytest.mark.parametrize("missing", [0, 2, 3])
-def test_class_without_test_images(evaluation, missing):
+@pytest.mark.parametrize("evaluate", EVALUATIONS)
+@pytest.mark.parametrize("missing", [1, 9, 30])
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_class_without_images_in_one_part(evaluate, missing, part):
     x, y, test_x, test_y = clusters(names=[5, 1, 9, 30])
-    kept = test_y != [1, 5, 9, 30][missing]
-    data = [x, y, test_x[kept], test_y[kept]]
-    assert evaluation(*data) == pytest.approx(sklearn_accuracy(evaluation, data), abs=0.006)
+    if part == "train":
+        x, y = x[y != missing], y[y != missing]
+    else:
+        test_x, test_y = test_x[test_y != missing], test_y[test_y != missing]
+    data = [x, y, test_x, test_y]
+    accuracy = evaluate(*data)
+    assert accuracy == pytest.approx(independent_accuracy(evaluate, data), abs=0.006)
+    assert accuracy <= 1 - (test_y == missing).float().mean().item()  # never seen, never right
 
 
-@pytest.mark.parametrize("evaluation", EVALUATIONS)
-@pytest.mark.parametrize("missing", [0, 2, 3])
-def test_class_without_training_images_is_never_right(evaluation, missing):
-    x, y, test_x, test_y = clusters(names=[5, 1, 9, 30])
-    kept = y != [1, 5, 9, 30][missing]
-    data = [x[kept], y[kept], test_x, test_y]
-    expected = sklearn_accuracy(evaluation, data)
-    assert evaluation(*data) == pytest.approx(expected, abs=0.006)
-    assert evaluation(*data) <= 1 - (test_y == [1, 5, 9, 30][missing]).float().mean().item()
+@pytest.mark.parametrize("evaluate", EVALUATIONS)
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        (torch.int64, torch.int32),
+        (torch.uint8, torch.int64),
+        (torch.float32, torch.int64),  # as a table with gaps gives them
+        (torch.int64, torch.float64),
+        (torch.bool, torch.bool),
+        (torch.bool, torch.int64),
+    ],
+)
+def test_labels_may_be_whole_numbers_of_any_type(evaluate, train, test):
+    x, y, test_x, test_y = clusters(classes=2 if train == torch.bool else 4)
+    expected = evaluate(x, y, test_x, test_y)
+    assert 0.5 < expected < 1
+    assert evaluate(x, y.to(train), test_x, test_y.to(test)) == expected
 
 
-@pytest.mark.parametrize("evaluation", EVALUATIONS)
-def test_labels_may_be_integers_of_two_types(evaluation):
+@pytest.mark.parametrize("evaluate", EVALUATIONS)
+@pytest.mark.parametrize(("part", "name"), [(1, "train"), (3, "test")])
+@pytest.mark.parametrize("value", [2.5, math.nan, math.inf])
+def test_labels_that_are_not_whole_are_refused(evaluate, part, name, value):
+    data = clusters()
+    data[part] = data[part].float()
+    data[part][7] = value
+    with pytest.raises(ValueError, match=f"{name}_labels should be whole numbers.* got {value}"):
+        evaluate(*data)
+
+
+@pytest.mark.parametrize("evaluate", EVALUATIONS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int16])
+def test_features_may_be_of_any_precision(evaluate, dtype):
     x, y, test_x, test_y = clusters()
-    assert evaluation(x, y, test_x, test_y.int()) == evaluation(x, y, test_x, test_y)
-    assert evaluation(x, y.to(torch.uint8), test_x, test_y) == evaluation(x, y, test_x, test_y)
+    x, test_x = (2 * x).to(dtype), (2 * test_x).to(dtype)
+    expected = evaluate(x.float(), y, test_x.float(), test_y)
+    assert 0.5 < expected < 1
+    assert evaluate(x, y, test_x, test_y) == expected
+    assert evaluate(x, y, test_x.float(), test_y) == expected
+
+
+@pytest.mark.parametrize("evaluate", EVALUATIONS)
+def test_precision_does_not_follow_the_global_default(evaluate):
+    data = clusters()
+    expected = evaluate(*data)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert evaluate(*data) == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("evaluate", EVALUATIONS)
+def test_one_test_image(evaluate):
+    x, y, test_x, test_y = clusters(spread=0.1)
+    assert evaluate(x, y, test_x[:1], test_y[:1]) == 1
+    assert evaluate(x, y, test_x[:1], test_y[:1] + 1) == 0
+
+
+@pytest.mark.parametrize("evaluate", EVALUATIONS)
+@pytest.mark.parametrize("count", [1, 30])
+def test_one_class_in_training_is_what_all_are_taken_for(evaluate, count):
+    x, y, test_x, test_y = clusters(names=[5, 1, 9, 30])
+    x, y = x[y == 9][:count], y[y == 9][:count]
+    options = {"k": count} if evaluate is knn_accuracy else {}
+    expected = (test_y == 9).double().mean().item()
+    assert evaluate(x, y, test_x, test_y, **options) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("evaluate", EVALUATIONS)
+@pytest.mark.parametrize("elsewhere", [(1, 3), (2, 3), (0, 1), ()])
+def test_parts_may_be_on_two_devices(evaluate, elsewhere):
+    data = clusters()
+    expected = evaluate(*data)
+    data = [part.cpu() if n in elsewhere else part.cuda() for n, part in enumerate(data)]
+    assert evaluate(*data) == pytest.approx(expected, abs=0.006)
+
+
+# Memory
+
+
+class NewTensors(TorchDispatchMode):
+    """Sizes in bytes of all tensors that are made, views left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        def storages(tree):
+            tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+            return {tensor.untyped_storage()._cdata: tensor for tensor in tensors}
+
+        before = storages([args, kwargs])
+        results = function(*args, **(kwargs or {}))
+        made = [made for key, made in storages(results).items() if key not in before]
+        self.sizes += [tensor.untyped_storage().nbytes() for tensor in made]
+        return results
+
+
+@pytest.mark.parametrize("evaluate", EVALUATIONS)
+def test_no_tensor_is_larger_than_the_limit(evaluate, monkeypatch):
+    # 6,000 x 1,024 similarities, 6,000 x 100 logits: both far more than 2**15.
+    monkeypatch.setattr(evaluation, "LARGEST", 2**15)
+    data = clusters(classes=100, train=6000, test=6000, size=2, spread=0.1)
+    with NewTensors() as new:
+        evaluate(*data, **({} if evaluate is knn_accuracy else {PACE[evaluate]: 2}))
+    assert 4 * 2**14 < max(new.sizes) <= 4 * 2**15
+
+
+PACE = {linear_probe: "max_iter", linear_probe_sgd: "epochs"}
+
+
+def test_the_limit_is_128_megabytes():
+    data = clusters(train=2**16, test=1024, size=2)
+    with NewTensors() as new:
+        knn_accuracy(*data)
+    assert max(new.sizes) == 2**27
+    with NewTensors() as new:
+        knn_accuracy(*data, chunk_size=10)
+    assert max(new.sizes) == 4 * 10 * 2**16
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "dtype", "copies"),
+    [
+        (knn_accuracy, torch.float32, 0),
+        (knn_accuracy, torch.float16, 1),
+        (linear_probe, torch.float32, 1),
+        (linear_probe, torch.float16, 1),
+        (linear_probe_sgd, torch.float32, 0),
+        (linear_probe_sgd, torch.float16, 0),
+    ],
+)
+def test_training_features_are_not_copied_more_than_needed(evaluate, dtype, copies):
+    data = clusters(train=2000, test=50, size=400)
+    data[0] = data[0].to(dtype)
+    with NewTensors() as new:
+        evaluate(*data)
+    assert len([size for size in new.sizes if size >= data[0].numel()]) == copies
+
+
+@pytest.mark.parametrize("evaluate", EVALUATIONS)
+@pytest.mark.parametrize("largest", [1, 1000])
+def test_limit_changes_nothing(evaluate, largest, monkeypatch):
+    data = clusters()
+    expected = evaluate(*data)
+    monkeypatch.setattr(evaluation, "LARGEST", largest)
+    assert evaluate(*data) == pytest.approx(expected, abs=0.003)
 
 
 @pytest.fixture
@@ -155,27 +298,27 @@ def every_warning():
     torch.set_warn_always(before)
 
 
-@pytest.mark.parametrize("evaluation", EVALUATIONS)
+@pytest.mark.parametrize("evaluate", EVALUATIONS)
 @pytest.mark.usefixtures("every_warning")
-def test_labels_may_be_a_column_of_a_table(evaluation):
+def test_labels_may_be_a_column_of_a_table(evaluate):
     x, y, test_x, test_y = clusters()
     table, test_table = (torch.stack([labels, labels], dim=1) for labels in (y, test_y))
-    expected = evaluation(x, y, test_x, test_y)
-    assert evaluation(x, table[:, 0], test_x, test_table[:, 1]) == expected
+    expected = evaluate(x, y, test_x, test_y)
+    assert evaluate(x, table[:, 0], test_x, test_table[:, 1]) == expected
 
 
-@pytest.mark.parametrize("evaluation", EVALUATIONS)
+@pytest.mark.parametrize("evaluate", EVALUATIONS)
 @pytest.mark.parametrize("part", [0, 2])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_features_that_are_not_finite_are_refused(evaluation, part, value):
+def test_features_that_are_not_finite_are_refused(evaluate, part, value):
     data = clusters()
     data[part][3, 4] = value
     name = "train" if part == 0 else "test"
     with pytest.raises(ValueError, match=f"{name}_features hold NaN or infinity"):
-        evaluation(*data)
+        evaluate(*data)
 
 
-@pytest.mark.parametrize("evaluation", EVALUATIONS)
+@pytest.mark.parametrize("evaluate", EVALUATIONS)
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [
@@ -185,22 +328,23 @@ def test_features_that_are_not_finite_are_refused(evaluation, part, value):
         (2, lambda x: x[0], r"test_features should be .*\(12,\) and \(400,\)"),
         (2, lambda x: x[:, :5], "train_features have 12 dimensions, test_features 5"),
         (3, lambda y: y[:7], r"test_features should be .*\(7,\)"),
+        (0, lambda x: x[:, :0], r"train_features should be .*\(120, 0\)"),
     ],
 )
-def test_shapes_that_do_not_match_are_refused(evaluation, part, change, message):
+def test_shapes_that_do_not_match_are_refused(evaluate, part, change, message):
     data = clusters()
     data[part] = change(data[part])
     with pytest.raises(ValueError, match=message):
-        evaluation(*data)
+        evaluate(*data)
 
 
-@pytest.mark.parametrize("evaluation", EVALUATIONS)
+@pytest.mark.parametrize("evaluate", EVALUATIONS)
 @pytest.mark.parametrize(("first", "name"), [(0, "train"), (2, "test")])
-def test_nothing_to_compare_is_refused(evaluation, first, name):
+def test_nothing_to_compare_is_refused(evaluate, first, name):
     data = clusters()
     data[first], data[first + 1] = data[first][:0], data[first + 1][:0]
-    with pytest.raises(ValueError, match=f"{name}_features should be .* N at least 1"):
-        evaluation(*data)
+    with pytest.raises(ValueError, match=f"{name}_features should be .* N and D at least 1"):
+        evaluate(*data)
 
 
 @pytest.mark.parametrize(
@@ -284,16 +428,17 @@ def test_constant_feature_changes_nothing_even_if_it_varies_in_the_test(value):
     assert linear_probe(*data) == pytest.approx(expected, abs=0.003)
 
 
-def test_probe_leaves_features_and_gradient_mode_alone():
+@pytest.mark.parametrize("probe", PROBES)
+def test_probe_leaves_features_and_gradient_mode_alone(probe):
     data = clusters()
     data[0].requires_grad_()
     before = data[0].detach().clone()
-    linear_probe(*data)
+    probe(*data)
     assert torch.equal(data[0], before)
     assert data[0].grad is None
     assert torch.is_grad_enabled()
     with torch.no_grad():
-        linear_probe(*data)
+        probe(*data)
         assert not torch.is_grad_enabled()
 
 
@@ -301,6 +446,134 @@ def test_probe_leaves_features_and_gradient_mode_alone():
 def test_penalty_that_is_not_positive_is_refused(penalty):
     with pytest.raises(ValueError, match=f"C should be positive, got {penalty}"):
         linear_probe(*clusters(), C=penalty)
+
+
+# Linear probe by SGD
+
+
+def nesterov_by_hand(data, epochs, lr, weight_decay):
+    """All features in each step, in float64: Sutskever et al. 2013 as PyTorch writes it."""
+    x, y, test_x, test_y = (part.double().numpy() for part in data)
+    x, test_x = (np.concatenate([part, np.ones((len(part), 1))], axis=1) for part in (x, test_x))
+    wanted = y[:, None] == np.unique(y)
+    weight = np.zeros((wanted.shape[1], x.shape[1]))
+    velocity = np.zeros_like(weight)
+    for step in range(epochs):
+        odds = np.exp(x @ weight.T - (x @ weight.T).max(axis=1, keepdims=True))
+        gradient = (odds / odds.sum(axis=1, keepdims=True) - wanted).T @ x / len(x)
+        gradient[:, :-1] += weight_decay * weight[:, :-1]  # the bias is not decayed
+        velocity = 0.9 * velocity + gradient
+        rate = lr * (1 + math.cos(math.pi * step / epochs)) / 2
+        weight -= rate * (gradient + 0.9 * velocity)
+    return (np.unique(y)[(test_x @ weight.T).argmax(axis=1)] == test_y).mean()
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+@pytest.mark.parametrize("lr", [1e-3, 0.02])
+@pytest.mark.parametrize("epochs", [1, 2, 7, 30])
+def test_sgd_is_nesterov_momentum_along_a_cosine(epochs, lr, weight_decay):
+    data = clusters(classes=5, train=200, test=4000, size=8, spread=3.0)
+    data[0], data[2] = data[0] + 1.5, data[2] + 1.5  # raw features: the bias has work to do
+    expected = nesterov_by_hand(data, epochs, lr, weight_decay)
+    options = {"epochs": epochs, "lr": lr * 256 / 1000, "weight_decay": weight_decay}
+    accuracy = linear_probe_sgd(*data, batch_size=1000, **options)
+    assert accuracy == pytest.approx(expected, abs=0.0004)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.02])
+def test_sgd_comes_close_to_the_optimum(weight_decay):
+    data = clusters(classes=5, train=2000, test=4000, size=8, spread=2.0)
+    x, y, test_x, test_y = (part.double().numpy() for part in data)
+    penalty = 1 / (weight_decay * len(x)) if weight_decay else 1e6
+    optimum = LogisticRegression(C=penalty, max_iter=20000).fit(x, y).score(test_x, test_y)
+    assert 0.6 < optimum < 0.98
+    accuracy = linear_probe_sgd(*data, weight_decay=weight_decay)
+    assert accuracy == pytest.approx(optimum, abs=0.004)
+
+
+def test_sgd_defaults_are_the_references():
+    data = clusters(train=700, test=4000, spread=4.0)
+    given = {"epochs": 80, "batch_size": 256, "lr": 0.2, "weight_decay": 0.0, "seed": 0}
+    parameters = inspect.signature(linear_probe_sgd).parameters
+    assert {name: parameters[name].default for name in given} == given
+    for name, value in {"epochs": 8, "batch_size": 64, "lr": 3e-4, "weight_decay": 1.0}.items():
+        assert linear_probe_sgd(*data, **given | {name: value}) != linear_probe_sgd(*data), name
+
+
+def test_sgd_depends_on_its_seed_alone():
+    data = clusters(train=300, spread=4.0)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    accuracies = [linear_probe_sgd(*data, batch_size=4, epochs=1, seed=seed) for seed in range(5)]
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    again = [linear_probe_sgd(*data, batch_size=4, epochs=1, seed=seed) for seed in range(5)]
+    assert again == accuracies
+    assert len(set(accuracies)) > 1
+
+
+def test_an_epoch_of_sgd_is_all_features_in_even_batches(monkeypatch):
+    seen = []
+
+    def recorded(scores, targets, **options):
+        seen.append(targets.tolist())
+        return cross_entropy(scores, targets, **options)
+
+    cross_entropy = nn.functional.cross_entropy
+    monkeypatch.setattr(evaluation.F, "cross_entropy", recorded)
+    linear_probe_sgd(torch.eye(11), torch.arange(11), torch.eye(11), torch.arange(11), batch_size=4)
+    assert [len(batch) for batch in seen] == [4, 4, 3] * 80
+    epochs = [list(chain.from_iterable(seen[n : n + 3])) for n in range(0, 240, 3)]
+    assert all(sorted(epoch) == list(range(11)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 80
+
+
+class Waits(TorchDispatchMode):
+    """How often a value is read from its device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_sgd_does_not_wait_for_the_device_in_its_steps():
+    counts = []
+    for epochs in (1, 20):
+        with Waits() as waits:
+            linear_probe_sgd(*clusters(), epochs=epochs, batch_size=10)
+        counts.append(waits.count)
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_sgd_is_the_same_on_cuda():
+    data = clusters(train=1000, spread=4.0)
+    accuracy = linear_probe_sgd(*[part.cuda() for part in data], epochs=5)
+    assert accuracy == pytest.approx(linear_probe_sgd(*data, epochs=5), abs=0.006)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("epochs", [0, -1]),
+        ("batch_size", [0]),
+        ("lr", [0.0, -0.1, math.nan, math.inf]),
+        ("weight_decay", [-1e-4, math.nan, math.inf]),
+    ],
+)
+def test_settings_of_sgd_out_of_range_are_refused(name, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f"should be .* got .*{name}={value}"):
+            linear_probe_sgd(*clusters(), **{name: value})
+
+
+def test_sgd_that_diverges_says_so():
+    data = clusters()
+    data[0] = data[0] * 1e25
+    with pytest.raises(ValueError, match=r"diverged at lr=0.2; lower it"):
+        linear_probe_sgd(*data)
 
 
 # Features
@@ -452,15 +725,16 @@ def test_features_go_straight_into_both_evaluations():
     assert linear_probe(features, gathered, features, gathered) == 1
 
 
-def test_probe_works_in_inference_mode():
+@pytest.mark.parametrize("probe", PROBES)
+def test_probe_works_in_inference_mode(probe):
     data = clusters()
-    expected = linear_probe(*data)
+    expected = probe(*data)
     with torch.inference_mode():
-        assert linear_probe(*[part.clone() for part in data]) == expected
+        assert probe(*[part.clone() for part in data]) == expected
 
 
-@pytest.mark.parametrize("evaluation", EVALUATIONS)
-def test_accuracies_take_lists_of_labels(evaluation):
+@pytest.mark.parametrize("evaluate", EVALUATIONS)
+def test_accuracies_take_lists_of_labels(evaluate):
     x, y, test_x, test_y = clusters()
-    expected = evaluation(x, y, test_x, test_y)
-    assert evaluation(x, y.tolist(), test_x, test_y.tolist()) == expected
+    expected = evaluate(x, y, test_x, test_y)
+    assert evaluate(x, y.tolist(), test_x, test_y.tolist()) == expected
