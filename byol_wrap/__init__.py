@@ -5,7 +5,7 @@ from byol_wrap.ema import cosine_ema_decay
 from byol_wrap.evaluation import extract_features, knn_accuracy, linear_probe, linear_probe_sgd
 from byol_wrap.losses import byol_loss
 from byol_wrap.optim import LARS, PRESETS, param_groups, warmup_cosine
-from byol_wrap.views import IMAGENET_MEAN, IMAGENET_STD
+from byol_wrap.views import IMAGENET_MEAN, IMAGENET_STD, VIEW1, VIEW2, RandomView, Recipe
 
 __version__ = "0.1.0"
 
@@ -15,6 +15,10 @@ __all__ = [
     "IMAGENET_STD",
     "LARS",
     "PRESETS",
+    "VIEW1",
+    "VIEW2",
+    "RandomView",
+    "Recipe",
     "byol_loss",
     "cosine_ema_decay",
     "extract_features",

@@ -33,7 +33,7 @@ from byol_wrap.health import (
 from byol_wrap.losses import byol_loss
 from byol_wrap.modes import eval_mode, outside_graph
 from byol_wrap.tap import Pool, Representation, check_pool, layer_name
-from byol_wrap.views import Augment, Views, as_pair, normalization
+from byol_wrap.views import Augment, RandomView, Views, as_pair, normalization
 
 BATCHES_CHECKED = 10  # how many batches are checked for NaN where a check waits for the device
 STEPS_WITHOUT_UPDATE = 100  # after how many a learner says that its target stands still
@@ -58,11 +58,12 @@ class BYOL(nn.Module):
         projection_hidden_size: width of the hidden layer of projector and predictor.
         augment_fn: replaces the whole pipeline of both views: float32 images (B, C, H, W) in [0, 1]
             in, a batch that the net takes out. A module is moved to the images' device, and is no
-            part of the learner's state.
+            part of the learner's state. ``RandomView`` with a ``Recipe`` of your own varies the
+            default views.
         augment_fn2: replaces that of the second view.
         mean: what is subtracted from each channel of views and of ``embed``'s images, for pixels in
             [0, 1]. None means ImageNet's for 3 channels and 0.5 for others; with an ``augment_fn``
-            of your own, None means that nothing is normalised.
+            other than a ``RandomView``, None means that nothing is normalised.
         std: what they are divided by; goes with ``mean``.
         channels: how many the images have; None reads it off the net's first convolution (3 where
             it has none).
@@ -140,7 +141,8 @@ class BYOL(nn.Module):
         self._hidden_layer = None if hidden_layer is None else layer_name(net, hidden_layer)
         self._pool = check_pool(pool)
         size = None if image_size is None else as_pair(image_size)
-        if mean is None and std is None and augment_fn is not None:
+        own_views = augment_fn is not None and not isinstance(augment_fn, RandomView)
+        if mean is None and std is None and own_views:
             normalize = None
         else:
             normalize = normalization(mean, std, self.channels)

@@ -13,7 +13,7 @@ from reference import FIGURES, tensor
 from torch import nn
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
-from byol_wrap import BYOL, IMAGENET_MEAN, IMAGENET_STD, views
+from byol_wrap import BYOL, IMAGENET_MEAN, IMAGENET_STD, Recipe, views
 from byol_wrap.views import (
     VIEW1,
     VIEW2,
@@ -672,3 +672,27 @@ def test_augment_fn_that_returns_something_else_is_refused(name, junk, got):
 def test_augment_fn_that_cannot_be_called_is_refused(name):
     with pytest.raises(TypeError, match=f"{name} should be callable, got list"):
         learner_with(**{name: [brighter]})
+
+
+# A recipe of one's own
+
+
+def test_a_random_view_takes_a_side_or_a_pair():
+    images = torch.rand(2, 3, 40, 40)
+    for size, shape in ((32, (32, 32)), ((24, 32), (24, 32)), (None, (40, 40))):
+        assert RandomView(VIEW1, size)(images).shape == (2, 3, *shape)
+    with pytest.raises(ValueError, match="image_size should be a positive"):
+        RandomView(VIEW1, 0)
+
+
+def test_views_of_an_own_recipe_are_normalised_as_the_default_ones():
+    still = Recipe(crop_area=(1, 1), crop_ratio=(1, 1), flip=0, jitter=0, greyscale=0)
+    images = torch.rand(4, 3, 32, 32)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    net = torch.nn.Conv2d(3, 4, 3)
+    learner = BYOL(net, 32, augment_fn=RandomView(still), projection_hidden_size=8)
+    for view in learner.views(images):
+        torch.testing.assert_close(view, (images - mean) / std)
+    learner = BYOL(net, 32, augment_fn=RandomView(still), mean=(0, 0, 0), std=(1, 1, 1))
+    for view in learner.views(images):
+        torch.testing.assert_close(view, images)

@@ -42,12 +42,16 @@ from byol_wrap import (
     BYOL,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    VIEW1,
+    VIEW2,
+    RandomView,
+    Recipe,
     knn_accuracy,
     linear_probe,
     param_groups,
     warmup_cosine,
 )
-from byol_wrap.views import VIEW1, Normalize, RandomView, as_unit_float
+from byol_wrap.views import Normalize, as_unit_float
 
 SIZE = 32  # side of the images in pixels
 CLASSES = 10
@@ -188,27 +192,30 @@ class Entry:
 
 
 class ByolWrap(Entry):
-    """README's recipe for short runs."""
+    """README's recipe for short runs: gentle crops, a target that follows fast, small batches."""
 
     batch_size = 64
+    crop_area = (0.7, 1.0)
+    moving_average_decay = 0.9
+    projection_hidden_size = 2048
+    rate = 0.05
+    warmup = 0.1  # share of all steps
 
     def __init__(self, net: nn.Module, race: Race) -> None:
         steps = race.images_seen // self.batch_size
-        view = replace(VIEW1, crop_area=(0.2, 1.0))
         self.learner = BYOL(
             net,
             SIZE,
-            projection_size=128,
-            projection_hidden_size=512,
-            augment_fn=RandomView(view, (SIZE, SIZE)),
-            augment_fn2=RandomView(replace(view, solarize=0.2), (SIZE, SIZE)),
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
+            projection_hidden_size=self.projection_hidden_size,
+            augment_fn=RandomView(replace(VIEW1, crop_area=self.crop_area)),
+            augment_fn2=RandomView(replace(VIEW2, crop_area=self.crop_area)),
+            moving_average_decay=self.moving_average_decay,
             total_steps=steps,
         )
-        self.optimizer = torch.optim.AdamW(self.learner.parameters(), lr=2e-3, weight_decay=1e-4)
+        groups = param_groups(self.learner, weight_decay=5e-4)
+        self.optimizer = torch.optim.SGD(groups, lr=self.rate, momentum=0.9)
         self.scheduler = LambdaLR(
-            self.optimizer, lambda step: warmup_cosine(step, steps, steps // 10)
+            self.optimizer, lambda step: warmup_cosine(step, steps, round(self.warmup * steps))
         )
         self.parts = {
             "learner": self.learner,
@@ -227,33 +234,14 @@ class ByolWrap(Entry):
 
 
 class ByolWrapLong(ByolWrap):
-    """For hundreds of epochs: the paper's heads, and SGD as in lightly's benchmark."""
+    """For hundreds of epochs: the paper's heads and tau, rate and batches near lightly's."""
 
     batch_size = 256
-
-    def __init__(self, net: nn.Module, race: Race) -> None:
-        steps = race.images_seen // self.batch_size
-        view = replace(VIEW1, crop_area=(0.2, 1.0))
-        self.learner = BYOL(
-            net,
-            SIZE,
-            augment_fn=RandomView(view, (SIZE, SIZE)),
-            augment_fn2=RandomView(replace(view, solarize=0.2), (SIZE, SIZE)),
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
-            total_steps=steps,
-        )
-        groups = param_groups(self.learner, weight_decay=5e-4)
-        rate = 0.06 * self.batch_size / 128
-        self.optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9)
-        self.scheduler = LambdaLR(
-            self.optimizer, lambda step: warmup_cosine(step, steps, steps // 20)
-        )
-        self.parts = {
-            "learner": self.learner,
-            "optimizer": self.optimizer,
-            "scheduler": self.scheduler,
-        }
+    crop_area = (0.2, 1.0)
+    moving_average_decay = 0.99
+    projection_hidden_size = 4096
+    rate = 0.12
+    warmup = 0.05
 
 
 class ByolPytorch(Entry):
@@ -347,8 +335,7 @@ class Supervised(Entry):
         steps = race.images_seen // self.batch_size
         device = next(net.parameters()).device
         self.net = nn.Sequential(net, nn.Linear(race.features, CLASSES).to(device))
-        plain = replace(VIEW1, crop_area=(0.35, 1.0), jitter=0.0, greyscale=0.0, blur=0.0)
-        self.view = RandomView(plain, (SIZE, SIZE))
+        self.view = RandomView(Recipe(crop_area=(0.35, 1.0), jitter=0.0, greyscale=0.0))
         self.normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD, 3)
         groups = param_groups(self.net, weight_decay=5e-4)
         self.optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
