@@ -215,8 +215,9 @@ class BYOL(nn.Module):
             target1, _ = self.target(view1)
             target2, _ = self.target(view2)
 
-        seen = (representation1, representation2, projection1)
-        self._last = Outputs(*(output.detach() for output in seen))
+        self._last = Outputs(
+            representation1.detach(), representation2.detach(), projection1.detach()
+        )
         return byol_loss(prediction1, target2) + byol_loss(prediction2, target1)
 
     def update_moving_average(self) -> None:

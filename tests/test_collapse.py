@@ -146,6 +146,11 @@ def test_a_sound_setting_leaves_general_causes():
     assert "try a tenth" in cause
 
 
+def two_rates():
+    groups = [{"params": [torch.zeros(1)], "lr": rate} for rate in (0.1, 30.0)]
+    return torch.optim.SGD(groups)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "names"),
     [
@@ -156,6 +161,7 @@ def test_a_sound_setting_leaves_general_causes():
         ({"optimizer": None}, "1e-4 to 5e-3 is usual for Adam"),
         ({"optimizer": torch.optim.Adam([torch.zeros(1)], 0.2)}, "Adam's learning rate is 0.2"),
         ({"optimizer": torch.optim.SGD([torch.zeros(1)], 30.0)}, "SGD's learning rate is 30 "),
+        ({"optimizer": two_rates()}, "SGD's learning rate is 30 "),
         ({"optimizer": LARS([torch.zeros(1)], 100.0)}, "LARS's learning rate is 100 "),
     ],
 )

@@ -185,8 +185,16 @@ def test_health_tells_how_far_the_target_is():
     learner = small_learner(moving_average_decay=0.5)
     learner(gaussian(16, 6), gaussian(16, 6, 1))
     with torch.no_grad():
-        for parameter in learner.online.parameters():
-            parameter.mul_(2)
+        for parameter in learner.online.projector.parameters():
+            parameter.mul_(3)
+    assert learner.health()["target_distance"] > 0.1
+    with torch.no_grad():
+        for source, target in (
+            (learner.online.projector, learner.target.projector),
+            (learner.online.net, learner.target.net),
+        ):
+            for p, q in zip(source.parameters(), target.parameters(), strict=True):
+                p.copy_(2 * q)
     assert learner.health()["target_distance"] == pytest.approx(0.5)
     learner.update_moving_average()
     assert learner.health()["target_distance"] == pytest.approx(0.25)
