@@ -38,7 +38,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import byol_wrap
-from byol_wrap import BYOL, IMAGENET_MEAN, IMAGENET_STD, knn_accuracy, linear_probe
+from byol_wrap import (
+    BYOL,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    knn_accuracy,
+    linear_probe,
+    warmup_cosine,
+)
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -75,7 +82,9 @@ class Residual(nn.Module):
             nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
             nn.BatchNorm2d(outputs),
         )
-        self.around = nn.Conv2d(inputs, outputs, 1, stride=2, bias=False)
+        self.around = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 1, stride=2, bias=False), nn.BatchNorm2d(outputs)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) in, (B, outputs, H / 2, W / 2) out."""
@@ -234,7 +243,9 @@ def pretrain(learner: BYOL, loader: DataLoader[Any], args: argparse.Namespace) -
     optimizer = torch.optim.AdamW(learner.parameters(), lr=args.lr, weight_decay=1e-4)
     history: dict[str, Any] = {"steps": 0, "interrupted": False, "loss": [], "std_ratio": []}
     steps = args.epochs * len(loader)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, steps, pct_start=0.1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: warmup_cosine(step, steps, steps // 10)
+    )
     every = max(1, min(10, steps // 10))  # reading a figure waits for the device
     bar = tqdm(total=steps * loader.batch_size, desc="pretraining", unit=" images")
     with bar, stopped_by_ctrl_c() as stopped:
