@@ -194,11 +194,12 @@ class Entry:
 class ByolWrap(Entry):
     """README's recipe for short runs: gentle crops, a target that follows fast, small batches."""
 
-    batch_size = 64
+    batch_size = 32
     crop_area = (0.7, 1.0)
+    solarize = 0.5
     moving_average_decay = 0.9
     projection_hidden_size = 2048
-    rate = 0.05
+    rate = 0.03
     warmup = 0.1  # share of all steps
 
     def __init__(self, net: nn.Module, race: Race) -> None:
@@ -208,7 +209,9 @@ class ByolWrap(Entry):
             SIZE,
             projection_hidden_size=self.projection_hidden_size,
             augment_fn=RandomView(replace(VIEW1, crop_area=self.crop_area)),
-            augment_fn2=RandomView(replace(VIEW2, crop_area=self.crop_area)),
+            augment_fn2=RandomView(
+                replace(VIEW2, crop_area=self.crop_area, solarize=self.solarize)
+            ),
             moving_average_decay=self.moving_average_decay,
             total_steps=steps,
         )
@@ -238,6 +241,7 @@ class ByolWrapLong(ByolWrap):
 
     batch_size = 256
     crop_area = (0.2, 1.0)
+    solarize = VIEW2.solarize
     moving_average_decay = 0.99
     projection_hidden_size = 4096
     rate = 0.12
