@@ -211,6 +211,17 @@ def test_bad_arguments(
     assert arguments[0] in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("count", [1, 9, 10, 11])
+def test_any_number_of_steps(quickstart: ModuleType, count: int) -> None:
+    """The learning rate has a value for each, where the warm-up is of no or of one step."""
+    args = quickstart.parse(["--epochs", "1", "--device", "cpu"])
+    learner = BYOL(quickstart.backbone(1, width=2), 16, projection_hidden_size=8, channels=1)
+    loader = torch.utils.data.DataLoader(torch.rand(2 * count, 1, 16, 16), batch_size=2)
+    before = learner.net[0].weight.detach().clone()
+    assert quickstart.pretrain(learner, loader, args)["steps"] == count
+    assert not torch.equal(learner.net[0].weight, before)
+
+
 def test_interrupt_keeps_what_there_is(tmp_path: Path, quickstart: ModuleType) -> None:
     arguments = ["--epochs", "1000", "--draws", "1", "--json", "numbers.json"]
     log = tmp_path / "log"
