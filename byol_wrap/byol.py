@@ -2,7 +2,7 @@
 
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from byol_wrap import heads, inputs
+from byol_wrap.checkpoint import check_fits
 from byol_wrap.collapse import COLLAPSED, LOOK_EVERY, LOOKS, CollapseWatch, likely_causes
 from byol_wrap.ema import at_least_float32, cosine_ema_decay, is_active, on_step, update_average
 from byol_wrap.encoder import (
@@ -290,7 +291,7 @@ class BYOL(nn.Module):
         Raises:
             TypeError, ValueError: as ``forward``.
         """
-        device = self._device().type
+        device = self._place().type
         # Older versions of PyTorch would go on to train with the casts of weights that were cached
         # here, which have no gradient.
         uncached = torch.autocast(
@@ -385,7 +386,7 @@ class BYOL(nn.Module):
         if view2 is None:
             self._check_images(images)
         else:
-            inputs.check_pair(images, view2, self._device())
+            inputs.check_pair(images, view2, self._place())
             self._check_values(images, "view1")
             self._check_values(view2, "view2")
         if self.training:
@@ -419,7 +420,7 @@ class BYOL(nn.Module):
         return embedding
 
     def _check_images(self, images: Tensor) -> None:
-        inputs.check_images(images, self.channels, self._device())
+        inputs.check_images(images, self.channels, self._place())
         low, high = self._check_values(images, "images")
         if inputs.is_far_from_unit(low, high):
             self._warn_once("range", inputs.far_from_unit_message(low, high))
@@ -431,7 +432,7 @@ class BYOL(nn.Module):
             self._batches_checked += 1
         return inputs.check_values(batch, name)
 
-    def _device(self) -> torch.device:
+    def _place(self) -> torch.device:
         """Where the networks are, and so where images should be."""
         device, target = float_parameter(self.net).device, float_parameter(self.target).device
         if device != target:
@@ -527,12 +528,34 @@ class BYOL(nn.Module):
             )
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As ``nn.Module.load_state_dict``, but a state that does not fit changes nothing.
+
+        Raises:
+            RuntimeError: names (unless ``strict`` is False) or shapes differ; the message names the
+                first that does.
+        """
+        # A net that renames keys of old checkpoints in a hook knows its keys better.
+        renames = any(module._load_state_dict_pre_hooks for module in self.net.modules())
+        self._check_fits(state_dict, names=strict and not renames)
+        return super().load_state_dict(state_dict, strict, assign)
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        weight = state_dict.get(f"{prefix}online.projector.0.weight")
+        given = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
+        self._check_fits(given, names=False)  # here as a part of another module
+        weight = given.get("online.projector.0.weight")
         if weight is not None and heads.in_features(self.online.projector) is None:
             self._size_heads(weight.shape[1])
         self._updates = None
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _check_fits(self, given: Mapping[str, Any], *, names: bool) -> None:
+        own = {"step": self.step}
+        for part in ("online", "predictor", "target"):
+            own |= {f"{part}.{k}": v for k, v in getattr(self, part).state_dict().items()}
+        check_fits(own, given, self.net.state_dict(), names=names)
 
     def __getstate__(self) -> dict[str, Any]:
         fresh = {"_attached": None, "_optimizer": None, "_watch": CollapseWatch(), "_last": None}

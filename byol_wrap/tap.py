@@ -6,10 +6,12 @@ behind it (a classifier, say) is not computed.
 
 import difflib
 import math
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -78,20 +80,25 @@ def _stop_at_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> No
     raise _Reached(_main_tensor(output))
 
 
+# A hook stops whoever runs the net: two threads with one net take turns.
+_one_at_a_time: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+
+
 # Under torch.compile the hook comes and goes between graphs: attached inside one it breaks it (and
 # older compilers), and left on the net it would break the promise to leave nothing there.
 @outside_graph(recursive=False)
 def _capture(net: nn.Module, tap: Representation, x: Tensor) -> Tensor | None:
     layer = net.get_submodule(tap.layer)
-    handle = (
-        layer.register_forward_pre_hook(_stop_at_input, with_kwargs=True)
-        if tap.side == "input"
-        else layer.register_forward_hook(_stop_at_output)
-    )
-    try:
-        return _run_until_reached(net, x)
-    finally:
-        handle.remove()
+    with _one_at_a_time.setdefault(net, threading.RLock()):
+        handle = (
+            layer.register_forward_pre_hook(_stop_at_input, with_kwargs=True)
+            if tap.side == "input"
+            else layer.register_forward_hook(_stop_at_output)
+        )
+        try:
+            return _run_until_reached(net, x)
+        finally:
+            handle.remove()
 
 
 def _run_until_reached(net: nn.Module, x: Tensor) -> Tensor | None:
@@ -114,9 +121,10 @@ def find_representation(
     Args:
         net: the net to look into.
         sample: (B, ...), a batch that the net takes.
-        hidden_layer: None for the input of the last Linear whose output is the net's output and
-            behind which something can be trained (where there is none, the net's output); a dotted
-            name or a child's index for that layer's output; "" for the net's output.
+        hidden_layer: None for the input of the last Linear (or 1 x 1 convolution of a 1 x 1 map)
+            whose output is the net's output, or one of several that it is the mean of, and before
+            which something can be trained; where there is none, the net's output. A dotted name or
+            a child's index for that layer's output; "" for the net's output.
         pool: None for a choice by the shape, or one of ``POOLS``, or a callable from the layer's
             value to (B, D).
 
@@ -163,7 +171,11 @@ def find_representation(
             f"pool='class_token' needs tokens (B, T, C), but {where[0].lower()}{where[1:]} has "
             f"shape {tuple(value.shape)}; choose 'mean', or a layer that gives tokens."
         )
-    channels_last = value.ndim == 3 or side == "input" or _is_channels_last(value, sample)
+    channels_last = (
+        value.ndim == 3
+        or (side == "input" and isinstance(net.get_submodule(name), nn.Linear))
+        or _is_channels_last(value, sample)
+    )
     pool = _choose_pool(net, value) if pool is None else pool
     vector = pooled(value, pool, channels_last)
     if vector.ndim != 2 or vector.shape[0] != sample.shape[0]:
@@ -222,11 +234,13 @@ class _Call:
 
 
 def _record(net: nn.Module, sample: Tensor, name: str | None) -> tuple[list[_Call], Tensor | None]:
-    """Every call of the layer ``name`` (of every Linear where it is None), and the net's output."""
+    """Every call of the layer ``name`` (of what may classify where it is None), and the output."""
     calls: list[_Call] = []
 
     def recorder(label: str) -> Callable[..., None]:
-        def record(_: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        def record(layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            if name is None and isinstance(layer, nn.Conv2d) and output.shape[2:].numel() > 1:
+                return  # a map of classes
             version = output._version if isinstance(output, Tensor) else 0
             calls.append(_Call(label, _main_tensor((*args, *kwargs.values())), output, version))
 
@@ -234,7 +248,7 @@ def _record(net: nn.Module, sample: Tensor, name: str | None) -> tuple[list[_Cal
 
     with ExitStack() as hooks:
         for label, layer in net.named_modules():
-            if isinstance(layer, nn.Linear) if name is None else label == name != "":
+            if _may_classify(layer) if name is None else label == name != "":
                 handle = layer.register_forward_hook(recorder(label), with_kwargs=True)
                 hooks.callback(handle.remove)
         try:
@@ -248,18 +262,50 @@ def _record(net: nn.Module, sample: Tensor, name: str | None) -> tuple[list[_Cal
             ) from error
 
 
+def _may_classify(layer: nn.Module) -> bool:
+    """A Linear, or the convolution that some nets have in its place."""
+    return isinstance(layer, nn.Linear) or (
+        isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)
+    )
+
+
 def _before_classifier(
     calls: list[_Call], output: Tensor | None
 ) -> tuple[str, Literal["input", "output"], Tensor | None]:
-    for call in reversed(calls):
-        if (
-            _same_values(call, output)
-            and sum(other.name == call.name for other in calls) == 1
-            and call.input is not None
-            and call.input.requires_grad
-        ):
-            return call.name, "input", call.input
-    return "", "output", output
+    names = [call.name for call in calls]
+    readable = [
+        call
+        for call in calls
+        if names.count(call.name) == 1 and call.input is not None and call.input.requires_grad
+    ]
+    last = next((call for call in reversed(readable) if _same_values(call, output)), None)
+    last = last or _last_of_averaged(readable, output)
+    return ("", "output", output) if last is None else (last.name, "input", last.input)
+
+
+AVERAGING = {
+    f"{name}Backward{k}" for name in ("Add", "Div", "Mean", "Mul", "Stack") for k in (0, 1)
+}
+
+
+def _last_of_averaged(calls: list[_Call], output: Tensor | None) -> _Call | None:
+    """The last of several calls whose mean or sum, and nothing else, is the net's output."""
+    parts = {
+        call.output.grad_fn: call
+        for call in calls
+        if isinstance(call.output, Tensor) and call.output._version == call.version
+    }
+    found: list[_Call] = []
+    nodes = [] if output is None or output.grad_fn is None else [output.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node in parts:
+            found.append(parts[node])
+        elif node.name() in AVERAGING:
+            nodes.extend(parent for parent, _ in node.next_functions if parent is not None)
+        else:
+            return None
+    return max(found, key=calls.index, default=None)
 
 
 def _same_values(call: _Call, output: Tensor | None) -> bool:

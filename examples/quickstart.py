@@ -91,10 +91,10 @@ class Residual(nn.Module):
         return F.relu(self.body(x) + self.around(x))
 
 
-def backbone(channels: int, width: int = 16) -> nn.Sequential:
+def backbone(channels: int, width: int = 16, stride: int = 2) -> nn.Sequential:
     """The network to improve: images in, 8 x width features out. Put your own here."""
     return nn.Sequential(
-        nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False),
+        nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(),
         Residual(width, 2 * width),

@@ -8,7 +8,7 @@ from pathlib import Path
 import byol_wrap
 
 PACKAGE = Path(byol_wrap.__file__).parent
-LEAVES = {"ema", "heads", "health", "inputs", "losses", "modes", "optim", "views"}
+LEAVES = {"checkpoint", "ema", "heads", "health", "inputs", "losses", "modes", "optim", "views"}
 ALLOWED = {
     **{leaf: set() for leaf in LEAVES},
     "tap": {"modes"},

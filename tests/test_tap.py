@@ -86,6 +86,45 @@ def test_a_view_of_the_last_linear_is_still_the_classifier() -> None:
     assert (found.layer, found.side, found.size) == ("fc", "input", 6)
 
 
+def test_a_convolution_of_a_single_pixel_is_a_classifier_too() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.fc(self.body(x)[:, :, None, None]).flatten(1)
+
+    net = Function(forward, body=conv_net(6), fc=nn.Conv2d(6, 5, 1))
+    found = wrap(net).representation
+    assert found is not None
+    assert (found.layer, found.side, found.size) == ("fc", "input", 6)
+    images = torch.rand(2, 3, 32, 32)
+    learner = wrap(net).eval()
+    expected = net.body(learner._views.normalized(images))
+    torch.testing.assert_close(learner.embed(images), expected)
+
+
+def test_a_map_of_classes_is_no_classifier() -> None:
+    net = nn.Sequential(*list(conv_net(6))[:6], nn.Conv2d(6, 5, 1))
+    found = wrap(net).representation
+    assert found is not None
+    assert (found.layer, found.side, found.pool, found.size) == ("", "output", "mean", 5)
+
+
+@pytest.mark.parametrize("how", ["mean", "stack", "residual", "changed"])
+def test_the_mean_of_classifiers_is_read_at_the_last_of_them(how: str) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.body(x)
+        one, two = self.one(x), self.two(x * 2)
+        if how == "residual":
+            return (one + two + x) / 3
+        if how == "changed":
+            return (one + two.relu_()) / 2
+        return torch.stack([one, two]).mean(0) if how == "stack" else (one + two) / 2
+
+    net = Function(forward, body=conv_net(6), one=nn.Linear(6, 6), two=nn.Linear(6, 6))
+    found = wrap(net).representation
+    assert found is not None
+    expected = ("two", "input") if how in ("mean", "stack") else ("", "output")
+    assert (found.layer, found.side) == expected
+
+
 def test_a_classifier_called_by_keyword_is_found_and_read() -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         return self.fc(input=self.body(x))

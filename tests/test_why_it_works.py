@@ -164,8 +164,8 @@ def test_random_target_stays_as_it_is(why: ModuleType, data: Any, args: argparse
         ("tau 0.99", 0.99, 0.99),
         ("tau 0.999", 0.999, 0.999),
         ("fixed random target", 1, 1),
-        ("BYOL", 0.99, 1),
-        ("no predictor", 0.99, 1),
+        ("BYOL", 0.9, 1),
+        ("no predictor", 0.9, 1),
     ],
 )
 def test_tau(
@@ -190,13 +190,13 @@ def test_what_the_optimizer_trains(
 ) -> None:
     optimizers = []
 
-    class Recorded(torch.optim.AdamW):
+    class Recorded(torch.optim.SGD):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
             optimizers.append(self)
 
     learner = built(why, data, args, name)
-    monkeypatch.setattr(torch.optim, "AdamW", Recorded)
+    monkeypatch.setattr(torch.optim, "SGD", Recorded)
     train(why, learner, data, args, name)
     [optimizer] = optimizers
     given = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
@@ -206,7 +206,8 @@ def test_what_the_optimizer_trains(
         assert len(heads) == 5
         expected |= heads
     assert given == expected
-    assert optimizer.param_groups[0]["initial_lr"] == args.lr
+    assert [group["initial_lr"] for group in optimizer.param_groups] == [args.lr] * 2
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [5e-4, 0]
 
 
 class Detached(nn.Module):
@@ -290,7 +291,7 @@ def test_views_leave_out_what_they_say(why: ModuleType, args: argparse.Namespace
     assert (kept(view1) | grey(view1)).all()
     assert 0.05 < share(grey(view1)) < 0.4
     view1, view2 = views_of(why, args, "no jitter, no greyscale", coloured((50, 90, 200)))
-    assert share((view2[:, 2] < 0.5).all(2).all(1)) == pytest.approx(0.2, abs=0.1)  # solarized
+    assert share((view2[:, 2] < 0.5).all(2).all(1)) == pytest.approx(0.5, abs=0.1)  # solarized
     assert (view1[:, 2] > 0.5).all()
     for view in views_of(why, args, "BYOL", images):
         assert 0.05 < share(grey(view)) < 0.4
@@ -320,12 +321,12 @@ def test_no_crop_and_crop_only(why: ModuleType, args: argparse.Namespace) -> Non
     assert (right <= left + 1e-4).all()  # never mirrored
 
 
-def test_crops_keep_half_and_nothing_is_blurred(why: ModuleType, args: argparse.Namespace) -> None:
+def test_crops_keep_most_and_nothing_is_blurred(why: ModuleType, args: argparse.Namespace) -> None:
     """The ramp of a crop is as steep as the crop is wide."""
     ramp = torch.linspace(0, 255, 64).byte().expand(200, 3, 64, 64)
     view1, _ = views_of(why, args, "crop only", ramp)
     width = (view1[:, 0, 32, 60] - view1[:, 0, 32, 4]) * 64 / 56
-    assert width.min() > 0.95 * (0.5 * 3 / 4) ** 0.5
+    assert width.min() > 0.95 * (0.7 * 3 / 4) ** 0.5
     assert width.max() <= 1.1
     noise = torch.randint(0, 256, (20, 3, 64, 64)).byte()
     view1, _ = views_of(why, args, "no crop", noise)

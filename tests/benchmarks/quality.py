@@ -477,7 +477,7 @@ def resume(path: Path, entry: Entry) -> tuple[int, float, list[Any]]:
     """Steps done, seconds and learning curve of a run that was interrupted; else of a new one."""
     if not path.exists():
         return 0, 0.0, []
-    state = torch.load(path, weights_only=False, map_location="cpu")
+    state = torch.load(path, weights_only=True, map_location="cpu")
     for name, part in entry.parts.items():
         part.load_state_dict(state["parts"][name])
     random.setstate(state["random"])

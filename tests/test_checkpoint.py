@@ -1,0 +1,262 @@
+"""Checkpoints: what does not fit is refused whole, what is cut off is lost alone."""
+
+import os
+import pickle
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nets import conv_net
+from torch import Tensor, nn
+
+from byol_wrap import BYOL
+
+SMALL = {"projection_size": 8, "projection_hidden_size": 16}
+
+
+def make(width: int = 6, image_size: int | None = 32, **sizes: int) -> BYOL:
+    return BYOL(conv_net(width, classes=5), image_size, **(SMALL | sizes))
+
+
+def everything(learner: BYOL) -> dict[str, Any]:
+    """All tensors of a learner; lazy ones by their type."""
+    tensors = {**dict(learner.named_parameters()), **dict(learner.named_buffers())}
+    return {name: type(t) if nn.parameter.is_lazy(t) else t.clone() for name, t in tensors.items()}
+
+
+def unchanged(before: dict[str, Any], learner: BYOL) -> bool:
+    after = everything(learner)
+    return before.keys() == after.keys() and all(
+        torch.equal(value, after[name]) if isinstance(value, Tensor) else value is after[name]
+        for name, value in before.items()
+    )
+
+
+def train(learner: BYOL) -> None:
+    optimizer = torch.optim.SGD(learner.parameters(), lr=0.1)
+    learner(torch.rand(4, 3, 32, 32)).backward()
+    optimizer.step()
+    learner.update_moving_average()
+
+
+def without(key: str) -> Callable[[], dict[str, Any]]:
+    return lambda: {name: value for name, value in make().state_dict().items() if name != key}
+
+
+def byol_pytorch() -> dict[str, Any]:
+    """The keys of byol-pytorch 0.9.1's state, with our backbone in it."""
+    net = conv_net(6, classes=5).state_dict()
+    return {f"{prefix}{k}": v for prefix in ("net.", "online_encoder.net.") for k, v in net.items()}
+
+
+FOREIGN: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
+    "another backbone": (
+        lambda: BYOL(nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU()), 32, **SMALL).state_dict(),
+        r"'online.net.1.weight' is missing",
+    ),
+    "a wider backbone": (
+        lambda: make(9).state_dict(),
+        r"'online.net.0.weight' has shape \(9, 3, 3, 3\) where the learner has \(6, 3, 3, 3\)",
+    ),
+    "another head": (
+        lambda: make(projection_hidden_size=12).state_dict(),
+        r"'online.projector.* has shape \(12,.* where the learner has \(16,",
+    ),
+    "a tampered one": (
+        lambda: {**make().state_dict(), "predictor.3.weight": "oh"},
+        r"'predictor.3.weight' has shape of a str where the learner has \(8, 16\)",
+    ),
+    "one without a step": (without("step"), "'step' is missing"),
+    "one without a target": (without("target.net.8.bias"), "'target.net.8.bias' is missing"),
+    "one with more": (
+        lambda: {**make().state_dict(), "queue": torch.zeros(3)},
+        r"'queue' is not in the learner \(1 in all",
+    ),
+    "DDP's": (
+        lambda: {f"module.{k}": v for k, v in make().state_dict().items()},
+        r"parallel.module.state_dict\(\)",
+    ),
+    "a compiled learner's": (
+        lambda: torch.compile(make()).state_dict(),
+        r"strip '_orig_mod.'",
+    ),
+    "byol-pytorch's": (byol_pytorch, r"byol-pytorch's: load its keys under 'net.' into"),
+    "the backbone's": (
+        lambda: conv_net(6, classes=5).state_dict(),
+        r"backbone's own: learner.net.load_state_dict",
+    ),
+}
+
+
+@pytest.mark.parametrize("image_size", [32, None])
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_foreign_checkpoint_is_refused_by_name_and_changes_nothing(
+    kind: str, image_size: int | None
+) -> None:
+    state, message = FOREIGN[kind]
+    given = state()
+    learner = make(image_size=image_size)
+    before = everything(learner)
+    with pytest.raises(RuntimeError, match=message):
+        learner.load_state_dict(given)
+    assert unchanged(before, learner)
+    train(learner)
+
+
+def test_shapes_are_checked_first_inside_another_module_too() -> None:
+    learner = make()
+    before = everything(learner)
+    inside = nn.ModuleDict({"learner": learner})
+    given = make(projection_size=9).state_dict()
+    with pytest.raises(RuntimeError, match=r"left as it was: 'online.projector.3.weight'"):
+        inside.load_state_dict({f"learner.{k}": v for k, v in given.items()})
+    assert unchanged(before, learner)
+    inside.load_state_dict({f"learner.{k}": v for k, v in make().state_dict().items()})
+    assert not unchanged(before, learner)
+
+
+def test_what_is_not_strict_may_lack_names_but_no_shapes() -> None:
+    learner, other = make(), make()
+    state = {k: v for k, v in other.state_dict().items() if k.startswith("online.net")}
+    found = learner.load_state_dict(state, strict=False)
+    assert "step" in found.missing_keys
+    assert torch.equal(learner.net[0].weight, other.net[0].weight)
+    before = everything(learner)
+    with pytest.raises(RuntimeError, match="has shape"):
+        learner.load_state_dict(make(9).state_dict(), strict=False)
+    assert unchanged(before, learner)
+
+
+def test_a_net_that_renames_old_keys_still_does() -> None:
+    class Renamed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.new = nn.Conv2d(3, 6, 3)
+            self.register_load_state_dict_pre_hook(self.rename)
+
+        @staticmethod
+        def rename(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
+            for name in ("weight", "bias"):
+                if f"{prefix}old.{name}" in state:
+                    state[f"{prefix}new.{name}"] = state.pop(f"{prefix}old.{name}")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.new(x)
+
+    saved, learner = BYOL(Renamed(), 32, **SMALL), BYOL(Renamed(), 32, **SMALL)
+    old = {k.replace(".new.", ".old."): v for k, v in saved.state_dict().items()}
+    learner.load_state_dict(old)
+    assert torch.equal(learner.net.new.weight, saved.net.new.weight)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_a_truncated_file_is_an_error_and_changes_nothing(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "checkpoint.pt"
+    torch.save(make().state_dict(), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    learner = make()
+    before = everything(learner)
+    with pytest.raises((RuntimeError, OSError, pickle.UnpicklingError)):
+        learner.load_state_dict(torch.load(path, weights_only=True))
+    assert unchanged(before, learner)
+
+
+@pytest.mark.parametrize("image_size", [32, None])
+def test_safetensors_hold_a_whole_learner(tmp_path: Path, image_size: int | None) -> None:
+    from safetensors.torch import load_file, save_file
+
+    learner = make()
+    train(learner)
+    save_file(learner.state_dict(), tmp_path / "learner.safetensors")
+    other = make(image_size=image_size)
+    other.load_state_dict(load_file(tmp_path / "learner.safetensors"))
+    states = learner.state_dict(), other.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert int(other.step) == 1
+
+
+# examples/resume.py
+
+
+@pytest.fixture
+def resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
+    monkeypatch.chdir(tmp_path)
+    import resume
+
+    return resume
+
+
+def test_a_run_that_stops_and_goes_on_equals_one_that_never_stopped(
+    resume: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resume.main(["--epochs", "3", "--checkpoint", "whole.pt"])
+    torch.manual_seed(77)
+    resume.main(["--epochs", "3", "--until", "1"])
+    random.seed(5)
+    torch.rand(9)
+    resume.main(["--epochs", "3", "--until", "2"])
+    resume.main(["--epochs", "3"])
+    assert "going on after epoch 2" in capsys.readouterr().out
+    whole, parts = (torch.load(name, weights_only=True) for name in ("whole.pt", "checkpoint.pt"))
+    assert flat(whole) == flat(parts)
+    assert int(parts["learner"]["step"]) == 3 * 22
+
+
+def flat(value: Any) -> Any:
+    """A nested state in plain values, to be compared bit for bit."""
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: flat(part) for key, part in value.items()}
+    return [flat(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def save_for_ever(save: Callable[[Path, Any], None], path: Path, learner: BYOL) -> None:
+    """In a process of its own: checkpoint k has k in every weight."""
+    ballast = torch.zeros(1_000_000)
+    for k in range(1, 1_000_000):
+        state = {name: torch.full_like(t, k) for name, t in learner.state_dict().items()}
+        save(path, {"learner": state, "epoch": k, "ballast": ballast})
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
+def test_a_process_killed_while_saving_leaves_the_last_good_checkpoint(
+    resume: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    learner = make()
+    draws = random.Random(0)
+    resume.save(path, {"learner": learner.state_dict(), "epoch": 0})
+    last = 0
+    for _ in range(20):
+        child = os.fork()
+        if child == 0:
+            try:
+                torch.set_num_threads(1)
+                save_for_ever(resume.save, path, make())
+            finally:
+                os._exit(1)
+        written = path.stat().st_mtime_ns
+        deadline = time.monotonic() + 30
+        while path.stat().st_mtime_ns == written and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(draws.uniform(0, 0.05))
+        os.kill(child, signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        saved = torch.load(path, weights_only=True)
+        last = saved["epoch"]
+        assert last >= 1
+        assert all((tensor == last).all() for tensor in saved["learner"].values())
+        learner.load_state_dict(saved["learner"])
+        assert int(learner.step) == last
+    learner.load_state_dict(make().state_dict())
+    train(learner)
