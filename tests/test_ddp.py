@@ -1,13 +1,20 @@
-"""Two processes: DistributedDataParallel(learner), with no flag for an unused classifier."""
+"""Two processes: DistributedDataParallel(learner) and fully_shard(learner), with no flag.
 
-import os
+Against one process that has the whole batch: a classifier that is not used, BatchNorm included.
+"""
+
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from nets import conv_net
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from byol_wrap import BYOL
@@ -20,16 +27,63 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
     return view1, view2
 
 
-def without_batchnorm(learner: BYOL) -> BYOL:
-    """BatchNorm in eval mode, whose statistics the processes would not share on the CPU."""
-    for module in learner.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.eval()
+class SharedBatchNorm(nn.Module):
+    """BatchNorm over all processes' items, for the CPU, where SyncBatchNorm does not run."""
+
+    def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps, self.momentum = norm.weight, norm.bias, norm.eps, 0.1
+        self.register_buffer("running_mean", norm.running_mean)
+        self.register_buffer("running_var", norm.running_var)
+        self.register_buffer("num_batches_tracked", norm.num_batches_tracked)
+        assert norm.momentum == self.momentum
+
+    def forward(self, x: Tensor) -> Tensor:
+        over = [0, *range(2, x.ndim)]
+        count = dist.get_world_size() * x.numel() // x.shape[1]
+        mean = SharedSum.apply(x.sum(over)) / count
+        centred = x - mean.view(1, -1, *[1] * (x.ndim - 2))
+        variance = SharedSum.apply((centred**2).sum(over)) / count
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            self.num_batches_tracked += 1
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        scale = self.weight / (variance + self.eps).sqrt()
+        return centred * scale.view(shape) + self.bias.view(shape)
+
+
+class SharedSum(torch.autograd.Function):
+    """The sum over processes, through which gradients flow."""
+
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        return SharedSum.forward(None, gradient)
+
+
+def share_batchnorm(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            setattr(module, name, SharedBatchNorm(child))
+        share_batchnorm(child)
+
+
+def make(build_first: bool) -> BYOL:
+    torch.manual_seed(0)
+    learner = BYOL(conv_net(6, classes=5), None if build_first else 32, **SMALL)
+    if build_first:
+        learner.embed(torch.rand(2, 3, 32, 32))
     return learner
 
 
-def train(learner: torch.nn.Module, inner: BYOL, share: slice) -> list[Tensor]:
-    optimizer = torch.optim.SGD(inner.parameters(), lr=0.2, momentum=0.9)
+def train(learner: nn.Module, inner: BYOL, share: slice) -> list[Tensor]:
+    optimizer = torch.optim.SGD(inner.parameters(), lr=0.05, momentum=0.9)
     inner.attach(optimizer)
     losses = []
     for k in range(4):
@@ -42,44 +96,50 @@ def train(learner: torch.nn.Module, inner: BYOL, share: slice) -> list[Tensor]:
     return losses
 
 
-def worker(rank: int, folder: str, build_first: bool) -> None:
+def worker(rank: int, folder: str, engine: str, build_first: bool) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
     )
-    torch.manual_seed(0)
-    net = conv_net(6, classes=5)
-    learner = BYOL(net, None if build_first else 32, **SMALL)
-    if build_first:
-        learner.embed(torch.rand(2, 3, 32, 32))
+    learner = make(build_first)
+    share_batchnorm(learner)
     torch.manual_seed(rank)
-    parallel = DistributedDataParallel(without_batchnorm(learner))
+    if engine == "ddp":
+        parallel: nn.Module = DistributedDataParallel(learner)
+    else:
+        mesh = init_device_mesh("cpu", (2,))
+        parallel = fully_shard(learner, mesh=mesh)
+        assert all(isinstance(p, DTensor) for p in learner.parameters())
     losses = train(parallel, learner, slice(rank * 4, rank * 4 + 4))
-    learner.train()
-    parallel(torch.rand(4, 3, 32, 32)).backward()  # images and BatchNorm in training, too
-    torch.save((losses, learner.state_dict()), os.path.join(folder, f"{rank}.pt"))
+    state = get_model_state_dict(learner, options=StateDictOptions(full_state_dict=True))
+    torch.save((losses, state if engine == "ddp" or rank == 0 else {}), f"{folder}/{rank}.pt")
+    parallel(torch.rand(4, 3, 32, 32)).backward()  # images, too
     dist.destroy_process_group()
 
 
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
 @pytest.mark.parametrize("build_first", [False, True])
-def test_two_processes_train_as_one_with_the_whole_batch(tmp_path: Path, build_first: bool) -> None:
-    torch.multiprocessing.spawn(worker, (str(tmp_path), build_first), nprocs=2)
+def test_two_processes_train_as_one_with_the_whole_batch(
+    tmp_path: Path, engine: str, build_first: bool
+) -> None:
+    torch.multiprocessing.spawn(worker, (str(tmp_path), engine, build_first), nprocs=2)
     (losses0, state0), (losses1, state1) = (
         torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)
     )
-    for name, tensor in state0.items():
-        if "running" not in name and "batches" not in name:
+    if engine == "ddp":
+        assert state0.keys() == state1.keys()
+        for name, tensor in state0.items():
             assert torch.equal(tensor, state1[name]), name
 
-    torch.manual_seed(0)
-    learner = BYOL(conv_net(6, classes=5), None if build_first else 32, **SMALL)
-    if build_first:
-        learner.embed(torch.rand(2, 3, 32, 32))
-    losses = train(without_batchnorm(learner), learner, slice(0, 8))
+    learner = make(build_first)
+    losses = train(learner, learner, slice(0, 8))
     for whole, half0, half1 in zip(losses, losses0, losses1, strict=True):
-        torch.testing.assert_close(whole, (half0 + half1) / 2)
-    for name, parameter in learner.named_parameters():
-        torch.testing.assert_close(parameter.detach(), state0[name], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(whole, (half0 + half1) / 2, rtol=1e-4, atol=1e-5)
+    own = learner.state_dict()
+    assert own.keys() == state0.keys()
+    assert int(state0["step"]) == 4
+    for name, tensor in own.items():
+        torch.testing.assert_close(state0[name], tensor, rtol=1e-3, atol=1e-5)
 
 
 def test_ddp_of_unbuilt_heads_says_what_to_do(tmp_path: Path) -> None:

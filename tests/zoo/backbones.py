@@ -133,7 +133,7 @@ def timm_features(net: nn.Module) -> int:
     """
     if type(net).__name__ == "CrossVit":
         return int(net.embed_dim[-1])
-    if type(net).__name__.startswith("EfficientVi"):
+    if type(net).__name__ == "EfficientViM":
         return int(net.num_classes)
     if hasattr(net, "feature_info") and not hasattr(net, "num_features"):
         return int(net.feature_info.channels()[-1])
