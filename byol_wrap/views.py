@@ -8,12 +8,22 @@ some images were drawn for is computed for those only.
 import math
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, replace
-from functools import partial
 from operator import index as as_index
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from byol_wrap.pixels import (
+    as_unit_float,
+    blur,
+    brightness,
+    contrast,
+    crop,
+    greyscale,
+    hue,
+    saturation,
+    solarize,
+)
 
 Augment = Callable[[Tensor], Tensor]
 
@@ -242,17 +252,17 @@ def apply(draws: Draws, images: Tensor, size: tuple[int, int]) -> Tensor:
     _on_some(x, draws.flip, lambda part: part.flip(-1))
     _jitter(x, draws)
     _on_some(x, draws.greyscale, greyscale)
-    _on_some(x, draws.blur, lambda part: blur(part, draws.blur_sigma))
+    _on_some(x, draws.blur, blur, draws.blur_sigma)
     _on_some(x, draws.solarize, solarize)
     return x
 
 
-def _on_some(x: Tensor, index: Tensor, step: Callable[[Tensor], Tensor]) -> None:
+def _on_some(x: Tensor, index: Tensor, step: Callable[..., Tensor], *args: Tensor) -> None:
     """Replace the images that ``index`` names by what ``step`` makes of them."""
     if len(index) == 0:
         return
     index = index.to(x.device, non_blocking=True)
-    x[index] = step(x[index])
+    x[index] = step(x[index], *args)
 
 
 def _jitter(x: Tensor, draws: Draws) -> None:
@@ -262,7 +272,7 @@ def _jitter(x: Tensor, draws: Draws) -> None:
         for kind, step in enumerate(steps):
             here = draws.jitter_order[:, place] == kind
             factors = draws.jitter_factors[here, kind].to(x.device, non_blocking=True)
-            _on_some(x, draws.jitter[here], partial(step, factors=factors))
+            _on_some(x, draws.jitter[here], step, factors)
 
 
 def as_pair(image_size: int | Sequence[int]) -> tuple[int, int]:
@@ -282,72 +292,6 @@ def as_pair(image_size: int | Sequence[int]) -> tuple[int, int]:
             f"{image_size!r}."
         )
     return height, width
-
-
-def as_unit_float(images: Tensor) -> Tensor:
-    """Images as float32 in [0, 1]: uint8 is divided by 255, floats are taken as they are."""
-    return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
-
-
-def crop(images: Tensor, boxes: list[tuple[int, int, int, int]], size: tuple[int, int]) -> Tensor:
-    """Cut one box (top, left, height, width) out of each image and resize it to ``size``.
-
-    Bicubic with antialiasing, clipped to [0, 1]; equal to torchvision's ``resized_crop``.
-    """
-    out = images.new_empty((len(images), images.shape[1], *size))
-    antialias = images.device.type != "mps"
-    for image, view, (top, left, height, width) in zip(images, out, boxes, strict=True):
-        box = image[None, :, top : top + height, left : left + width]
-        view.copy_(F.interpolate(box, size, mode="bicubic", antialias=antialias)[0])
-    return out.clamp_(0, 1)
-
-
-def brightness(images: Tensor, factors: Tensor) -> Tensor:
-    """Multiply each image by its factor."""
-    from kornia.enhance import adjust_brightness_accumulative
-
-    return adjust_brightness_accumulative(images, factors)
-
-
-def contrast(images: Tensor, factors: Tensor) -> Tensor:
-    """Mix each image with the mean of its grey values."""
-    from kornia.enhance import adjust_contrast_with_mean_subtraction
-
-    return adjust_contrast_with_mean_subtraction(images, factors)
-
-
-def saturation(images: Tensor, factors: Tensor) -> Tensor:
-    """Mix each image with its grey values."""
-    from kornia.enhance import adjust_saturation_with_gray_subtraction
-
-    return adjust_saturation_with_gray_subtraction(images, factors)
-
-
-def hue(images: Tensor, factors: Tensor) -> Tensor:
-    """Turn each image's hue; 1 is a whole turn."""
-    from kornia.enhance import adjust_hue
-
-    return adjust_hue(images, factors * (2 * math.pi))
-
-
-def greyscale(images: Tensor) -> Tensor:
-    """Replace three channels by their luma (weights of the reference code and torchvision)."""
-    red, green, blue = images.unbind(dim=1)
-    return (0.2989 * red + 0.587 * green + 0.114 * blue).unsqueeze(1).expand_as(images)
-
-
-def blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur, ``sigma`` in pixels for each image; the kernel spans a tenth of the image."""
-    from kornia.filters import gaussian_blur2d
-
-    height, width = images.shape[2:]
-    sigmas = sigma.to(images.device, non_blocking=True)[:, None].expand(-1, 2)
-    return gaussian_blur2d(images, (height // 10 | 1, width // 10 | 1), sigmas)
-
-
-def solarize(images: Tensor) -> Tensor:
-    """Keep values below one half and invert the others."""
-    return torch.where(images < 0.5, images, 1 - images)
 
 
 def normalization(
