@@ -1,8 +1,10 @@
 """BYOL: learn from unlabelled images with the backbone you have."""
 
+import contextlib
+import copy
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +20,11 @@ from byol_wrap.encoder import (
     Encoder,
     check_net,
     copy_net,
+    empty,
     first_channels,
     float_parameter,
     freeze,
+    is_empty,
     probe,
 )
 from byol_wrap.health import (
@@ -82,7 +86,7 @@ class BYOL(nn.Module):
         online: ``Encoder`` of ``net`` and its projector; ``online.net``, ``online.projector``.
         predictor: the head that only the online network has.
         target: ``Encoder``, the moving average of ``online``, at least float32; its BatchNorm
-            statistics are its own.
+            statistics are its own. Parameters behind the representation are empty in it.
         representation: which layer was found, how it is pooled, its size; None before the first
             batch where ``image_size`` is not given.
         step: a buffer, how many updates the target has had.
@@ -93,7 +97,8 @@ class BYOL(nn.Module):
 
     Reference:
         Grill et al. 2020, arXiv 2006.07733. Deviations: the target starts equal to the online
-        network, where the reference draws it anew; see ``RandomView`` for the views.
+        network, where the reference draws it anew; it sees the second view first, which nothing but
+        its BatchNorm's running statistics can tell; see ``RandomView`` for the views.
 
     Example:
         >>> import torch
@@ -160,7 +165,7 @@ class BYOL(nn.Module):
         with torch.random.fork_rng([]):
             self.online = Encoder(net, head(None))
             self.predictor = head(projection_size)
-            self.target = Encoder(copy_net(net), head(None))
+            self.target = Encoder(copy_net(net), copy.deepcopy(self.online.projector))
         freeze(self.target)
         at_least_float32(self.target)
         self.register_buffer("step", torch.zeros((), dtype=torch.long, device=like.device))
@@ -173,6 +178,7 @@ class BYOL(nn.Module):
         self._optimizer: weakref.ref[Optimizer] | None = None
         self._watch = CollapseWatch()
         self._last: Outputs | None = None
+        self._first_half: tuple[Tensor, Tensor] | None = None  # its representation and projection
         if size is not None:
             noise = torch.rand(2, self.channels, *size, generator=torch.Generator())
             self._build(noise.to(like.device))
@@ -184,6 +190,7 @@ class BYOL(nn.Module):
         *,
         return_embedding: bool = False,
         return_projection: bool = True,
+        half: int | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The symmetric BYOL loss of a batch.
 
@@ -195,6 +202,7 @@ class BYOL(nn.Module):
             return_embedding: instead of the loss, give (projection (B, P), representation (B, D))
                 of ``images``, normalised but not augmented, in the current mode and with gradient.
             return_projection: with ``return_embedding``, False gives the representation alone.
+            half: 1 or 2 for one direction of the loss of two views that ``halves`` has made.
 
         Returns:
             A scalar in [0, 8], in float32 or wider.
@@ -207,19 +215,63 @@ class BYOL(nn.Module):
         """
         if return_embedding:
             return self._embedding(images, view2, return_projection)
+        if half is not None:
+            return self._half(images, view2, half)
         view1, view2 = self._two_views(images, view2)
+        loss1, representation1, projection1 = self._direction(view1, view2)
+        loss2, representation2, _ = self._direction(view2, view1)
+        self._last = Outputs(representation1, representation2, projection1)
+        return loss1 + loss2
 
-        projection1, representation1 = self.online(view1)
-        projection2, representation2 = self.online(view2)
-        prediction1, prediction2 = self.predictor(projection1), self.predictor(projection2)
+    def _direction(self, view: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss of predicting one view's target from the other; what the online network saw."""
+        projection, representation = self.online(view)
+        prediction = self.predictor(projection)
         with torch.no_grad():
-            target1, _ = self.target(view1)
-            target2, _ = self.target(view2)
+            target, _ = self.target(other)
+        return byol_loss(prediction, target), representation.detach(), projection.detach()
 
-        self._last = Outputs(
-            representation1.detach(), representation2.detach(), projection1.detach()
-        )
-        return byol_loss(prediction1, target2) + byol_loss(prediction2, target1)
+    def halves(
+        self, images: Tensor, view2: Tensor | None = None, *, parallel: nn.Module | None = None
+    ) -> Iterator[Tensor]:
+        """The two halves of the loss one after the other, for about half the activation memory.
+
+        ``for loss in learner.halves(images): loss.backward()`` leaves the gradients that
+        ``learner(images).backward()`` does, but only one view's activations are alive at a time.
+        Call ``backward`` on each before the next is made, and the optimizer after both.
+
+        Args:
+            images: as for ``forward``.
+            view2: as for ``forward``.
+            parallel: the learner as its engine wraps it, such as ``DistributedDataParallel``, whose
+                gradients are then averaged once, with the second half.
+
+        Yields:
+            Two scalars in [0, 4] that add up to the loss.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as ``forward``, when the first half is asked for.
+        """
+        view1, view2 = self._two_views(images, view2)
+        engine = self if parallel is None else parallel
+        alone = getattr(engine, "no_sync", contextlib.nullcontext)
+        with alone():
+            yield engine(view1, view2, half=1)
+        yield engine(view1, view2, half=2)
+
+    def _half(self, view1: Tensor, view2: Tensor | None, half: int) -> Tensor:
+        if view2 is None or half not in (1, 2):
+            raise ValueError(
+                f"half should be 1 or 2, with two views, got {half!r}: use learner.halves(images)."
+            )
+        views = (view1, view2) if half == 1 else (view2, view1)
+        loss, representation, projection = self._direction(*views)
+        if half == 1:
+            self._first_half = representation, projection
+        elif self._first_half is not None:
+            self._last = Outputs(self._first_half[0], representation, self._first_half[1])
+            self._first_half = None
+        return loss
 
     def update_moving_average(self) -> None:
         """Move the target towards the online network; call it after each optimizer step.
@@ -453,9 +505,10 @@ class BYOL(nn.Module):
     def _build(self, sample: Tensor) -> None:
         """Find the representation on ``sample``, an input of the net, and size the heads for it."""
         target = self.target
-        representation, unused = probe(target.net, sample, self._hidden_layer, self._pool)
+        representation, unused, behind = probe(target.net, sample, self._hidden_layer, self._pool)
         self._size_heads(representation.size)
         self.online.representation = target.representation = representation
+        empty(target.net, behind)
         # Read by DistributedDataParallel, which otherwise waits for gradients that never come.
         self._ddp_params_and_buffers_to_ignore = [f"online.net.{name}" for name in unused]
 
@@ -464,8 +517,9 @@ class BYOL(nn.Module):
         if heads.in_features(projector) is None:
             with torch.random.fork_rng([]):
                 heads.set_in_features(projector, size)
-                heads.set_in_features(self.target.projector, size)
-            self.target.projector.load_state_dict(projector.state_dict())
+            training = self.target.projector.training  # embed builds in eval mode
+            self.target.projector = copy.deepcopy(projector).train(training)
+            freeze(self.target.projector)
         elif heads.in_features(projector) != size:
             raise RuntimeError(
                 f"The representation has size {size}, but the heads (from a checkpoint?) expect "
@@ -517,7 +571,7 @@ class BYOL(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> "BYOL":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         at_least_float32(self.target)
-        self._last = None
+        self._last = self._first_half = None
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -548,6 +602,7 @@ class BYOL(nn.Module):
         weight = given.get("online.projector.0.weight")
         if weight is not None and heads.in_features(self.online.projector) is None:
             self._size_heads(weight.shape[1])
+        state_dict |= {prefix + name: value for name, value in self._not_loaded(given).items()}
         self._updates = None
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -555,8 +610,19 @@ class BYOL(nn.Module):
         own = {"step": self.step}
         for part in ("online", "predictor", "target"):
             own |= {f"{part}.{k}": v for k, v in getattr(self, part).state_dict().items()}
+        own |= {name: given[name] for name in self._not_loaded(given)}
         check_fits(own, given, self.net.state_dict(), names=names)
+
+    def _not_loaded(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What the target has no use for, or will not have as soon as it is known what it uses."""
+        unknown = self.representation is None
+        return {
+            name: value
+            for name, value in self.target.net.state_dict(prefix="target.net.").items()
+            if name in given and (is_empty(value) or (unknown and is_empty(given[name])))
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         fresh = {"_attached": None, "_optimizer": None, "_watch": CollapseWatch(), "_last": None}
+        fresh["_first_half"] = None
         return {**self.__dict__, **fresh}

@@ -53,23 +53,23 @@ def update_average(average: nn.Module, online: nn.Module, decay: float) -> None:
     its own. Parameters that have no size yet, and integer ones, are left out.
 
     Args:
-        average: the module that is moved.
+        average: the module that is moved. Parameters that it lets be empty are left out.
         online: a module of the same structure.
         decay: tau, in [0, 1]; 1 changes nothing, 0 copies.
 
     Raises:
         RuntimeError: the two no longer have the same parameters.
     """
-    targets = _averaged(average.parameters())
-    sources = _averaged(online.parameters())
-    if [t.shape for t in targets] != [s.shape for s in sources]:
+    targets, sources = _averaged(average.parameters()), _averaged(online.parameters())
+    pairs = [(t, s) for t, s in zip(targets, sources, strict=False) if t.numel()]
+    if len(targets) != len(sources) or any(t.shape != s.shape for t, s in pairs):
         raise RuntimeError(
             "The online network no longer has the parameters it was wrapped with: it has "
             f"{len(sources)}, its target {len(targets)}, or their shapes differ. Change a backbone "
             "before wrapping it, and wrap it anew after a change."
         )
-    sources = [s.to(t.dtype) for t, s in zip(targets, sources, strict=True)]
-    torch._foreach_lerp_(targets, sources, 1 - decay)
+    sources = [s if s.dtype == t.dtype else s.to(t.dtype) for t, s in pairs]
+    torch._foreach_lerp_([t for t, _ in pairs], sources, 1 - decay)
 
 
 def _averaged(parameters: Iterable[nn.Parameter]) -> list[Tensor]:

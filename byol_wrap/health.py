@@ -119,15 +119,17 @@ def relative_distance(module: nn.Module, other: nn.Module) -> Tensor:
 
     Args:
         module: on the same device as ``other``.
-        other: of the same parameters; their dtype may differ.
+        other: of the same parameters, in any dtype; those that are empty in it do not count.
 
     Returns:
         A scalar on their device, at least 0, in float32 or wider.
     """
-    ours, theirs = (
-        [_wide(parameter) for parameter in side.parameters() if parameter.is_floating_point()]
-        for side in (module, other)
-    )
+    pairs = [
+        (_wide(p), _wide(q))
+        for p, q in zip(module.parameters(), other.parameters(), strict=True)
+        if p.is_floating_point() and q.numel()
+    ]
+    ours, theirs = [p for p, _ in pairs], [q for _, q in pairs]
     distance = _norm(torch._foreach_sub(ours, theirs))
     length = _norm(ours)
     return distance / length.clamp(min=torch.finfo(length.dtype).tiny)

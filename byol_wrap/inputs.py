@@ -104,7 +104,7 @@ def check_values(batch: Tensor, name: str) -> tuple[float, float]:
     """
     if not batch.is_floating_point():
         return 0.0, 1.0
-    low, high = (float(bound) for bound in batch.detach().aminmax())
+    low, high = torch.stack(batch.detach().aminmax()).tolist()
     if not (math.isfinite(low) and math.isfinite(high)):
         kind = "NaN" if math.isnan(low) or math.isnan(high) else "infinity"
         raise ValueError(

@@ -112,7 +112,7 @@ def _run_until_reached(net: nn.Module, x: Tensor) -> Tensor | None:
 
 def find_representation(
     net: nn.Module, sample: Tensor, hidden_layer: str | int | None, pool: Pool | None
-) -> tuple[Representation, set[str]]:
+) -> tuple[Representation, set[str], set[str]]:
     """Run ``net`` once on ``sample`` and settle what represents an image.
 
     The net should be a copy in eval mode: it is run with gradient, and its parameters are left
@@ -129,7 +129,8 @@ def find_representation(
             value to (B, D).
 
     Returns:
-        The representation, and the names of the parameters that it does not depend on.
+        The representation; the names of the parameters that it does not depend on; and of those
+        among them whose layers are reached behind it alone.
 
     Raises:
         ValueError: no such layer; it is never reached, reached twice, or gives no float tensor with
@@ -140,7 +141,7 @@ def find_representation(
         if parameter.is_floating_point():
             parameter.requires_grad_(True)
     name = None if hidden_layer is None else layer_name(net, hidden_layer)
-    calls, output = _record(net, sample, name)
+    calls, events, output = _record(net, sample, name)
 
     if name is None:
         name, side, value = _before_classifier(calls, output)
@@ -184,7 +185,8 @@ def find_representation(
             f"{tuple(vector.shape)}."
         )
     unused = {n for n, p in net.named_parameters() if used is not None and id(p) not in used}
-    return Representation(name, side, pool, channels_last, vector.shape[1]), unused
+    behind = unused & _held_behind(net, events, name, side)
+    return Representation(name, side, pool, channels_last, vector.shape[1]), unused, behind
 
 
 def check_pool(pool: Pool | None) -> Pool | None:
@@ -233,9 +235,26 @@ class _Call:
     version: int
 
 
-def _record(net: nn.Module, sample: Tensor, name: str | None) -> tuple[list[_Call], Tensor | None]:
-    """Every call of the layer ``name`` (of what may classify where it is None), and the output."""
+_Event = tuple[str, Literal["input", "output"]]
+
+
+def _record(
+    net: nn.Module, sample: Tensor, name: str | None
+) -> tuple[list[_Call], list[_Event], Tensor | None]:
+    """Run ``net`` and write down what happens.
+
+    Returns:
+        Every call of the layer ``name`` (of what may classify where it is None); the order in which
+        layers got their input and gave their output; and the net's output.
+    """
     calls: list[_Call] = []
+    events: list[_Event] = []
+
+    def came(label: str) -> Callable[..., None]:
+        return lambda layer, args: events.append((label, "input"))
+
+    def left(label: str) -> Callable[..., None]:
+        return lambda layer, args, output: events.append((label, "output"))
 
     def recorder(label: str) -> Callable[..., None]:
         def record(layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
@@ -248,11 +267,14 @@ def _record(net: nn.Module, sample: Tensor, name: str | None) -> tuple[list[_Cal
 
     with ExitStack() as hooks:
         for label, layer in net.named_modules():
+            if not isinstance(layer, torch.jit.ScriptModule):
+                hooks.callback(layer.register_forward_pre_hook(came(label)).remove)
+                hooks.callback(layer.register_forward_hook(left(label)).remove)
             if _may_classify(layer) if name is None else label == name != "":
                 handle = layer.register_forward_hook(recorder(label), with_kwargs=True)
                 hooks.callback(handle.remove)
         try:
-            return calls, _main_tensor(net(sample))
+            return calls, events, _main_tensor(net(sample))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -260,6 +282,23 @@ def _record(net: nn.Module, sample: Tensor, name: str | None) -> tuple[list[_Cal
                 f"The net cannot take a batch of shape {tuple(sample.shape)}, {sample.dtype}: "
                 f"{str(error).rstrip('.')}. Do image_size and channels suit it?"
             ) from error
+
+
+def _held_behind(
+    net: nn.Module, events: list[_Event], name: str, side: Literal["input", "output"]
+) -> set[str]:
+    """Names of the parameters of layers that are reached, but not before the representation."""
+    if name == "":
+        return set()
+    reached = events.index((name, side))
+    early = {label for label, _ in events[:reached]}
+    late = {label for label, _ in events[reached:]} - early
+    modules = list(net.named_modules())
+    behind = {id(p) for label, module in modules if label in late for p in module.parameters()}
+    for label, module in modules:
+        if label in early:
+            behind -= {id(p) for p in module.parameters(recurse=False)}
+    return {n for n, p in net.named_parameters() if id(p) in behind}
 
 
 def _may_classify(layer: nn.Module) -> bool:

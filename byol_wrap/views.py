@@ -104,7 +104,7 @@ class RandomView:
         torch.Size([4, 3, 32, 32])
 
     Deviations from the reference code: crops are resized with antialiasing (bicubic, as
-    torchvision does; not on MPS, which has no such kernel); colour steps follow torchvision's
+    torchvision does); colour steps follow torchvision's
     formulas (brightness multiplies, saturation mixes with grey) where the reference adds and uses
     HSV; blur mirrors the border where the reference pads with zeros. Images that come out smaller
     than 64 pixels are not blurred, as in published recipes for 32 x 32. Colour jitter and greyscale

@@ -341,7 +341,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--data", default="cifar10", help="cifar10 (a download), digits, or a folder of images")
     add("--root", default="data", help="folder that cifar10 is downloaded to")
     add("--image-size", type=at_least(8), default=32, help="side of the images in pixels")
-    add("--images-seen", type=at_least(1), default=40_000, help="by each arm, repetitions counted")
+    add("--images-seen", type=at_least(1), default=32_000, help="by each arm, repetitions counted")
     add("--batch-size", type=at_least(2), default=32, help="images a training step")
     add("--lr", type=float, default=0.03, help="highest learning rate of SGD")
     add("--width", type=at_least(1), default=16, help="channels of the network's first layer")

@@ -178,7 +178,8 @@ def test_safetensors_hold_a_whole_learner(tmp_path: Path, image_size: int | None
     other.load_state_dict(load_file(tmp_path / "learner.safetensors"))
     states = learner.state_dict(), other.state_dict()
     assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]) or not value.numel(), name
     assert int(other.step) == 1
 
 

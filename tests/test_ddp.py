@@ -82,21 +82,24 @@ def make(build_first: bool) -> BYOL:
     return learner
 
 
-def train(learner: nn.Module, inner: BYOL, share: slice) -> list[Tensor]:
+def train(learner: nn.Module, inner: BYOL, share: slice, in_halves: bool = False) -> list[Tensor]:
     optimizer = torch.optim.SGD(inner.parameters(), lr=0.05, momentum=0.9)
     inner.attach(optimizer)
     losses = []
     for k in range(4):
         view1, view2 = batch(k)
-        loss = learner(view1[share], view2[share])
+        views = view1[share], view2[share]
         optimizer.zero_grad()
-        loss.backward()
+        total = torch.zeros(())
+        for loss in inner.halves(*views, parallel=learner) if in_halves else [learner(*views)]:
+            loss.backward()
+            total += loss.detach()
         optimizer.step()
-        losses.append(loss.detach())
+        losses.append(total)
     return losses
 
 
-def worker(rank: int, folder: str, engine: str, build_first: bool) -> None:
+def worker(rank: int, folder: str, engine: str, build_first: bool, in_halves: bool) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
@@ -110,19 +113,27 @@ def worker(rank: int, folder: str, engine: str, build_first: bool) -> None:
         mesh = init_device_mesh("cpu", (2,))
         parallel = fully_shard(learner, mesh=mesh)
         assert all(isinstance(p, DTensor) for p in learner.parameters())
-    losses = train(parallel, learner, slice(rank * 4, rank * 4 + 4))
+    losses = train(parallel, learner, slice(rank * 4, rank * 4 + 4), in_halves)
     state = get_model_state_dict(learner, options=StateDictOptions(full_state_dict=True))
     torch.save((losses, state if engine == "ddp" or rank == 0 else {}), f"{folder}/{rank}.pt")
     parallel(torch.rand(4, 3, 32, 32)).backward()  # images, too
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
-@pytest.mark.parametrize("build_first", [False, True])
+@pytest.mark.parametrize(
+    ("engine", "build_first", "in_halves"),
+    [
+        ("ddp", False, False),
+        ("ddp", True, False),
+        ("ddp", False, True),
+        ("fsdp", False, False),
+        ("fsdp", True, True),
+    ],
+)
 def test_two_processes_train_as_one_with_the_whole_batch(
-    tmp_path: Path, engine: str, build_first: bool
+    tmp_path: Path, engine: str, build_first: bool, in_halves: bool
 ) -> None:
-    torch.multiprocessing.spawn(worker, (str(tmp_path), engine, build_first), nprocs=2)
+    torch.multiprocessing.spawn(worker, (str(tmp_path), engine, build_first, in_halves), nprocs=2)
     (losses0, state0), (losses1, state1) = (
         torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)
     )

@@ -13,7 +13,7 @@ from reference import FIGURES, tensor
 from torch import nn
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
-from byol_wrap import BYOL, IMAGENET_MEAN, IMAGENET_STD, Recipe, views
+from byol_wrap import BYOL, IMAGENET_MEAN, IMAGENET_STD, Recipe, pixels, views
 from byol_wrap.views import (
     VIEW1,
     VIEW2,
@@ -89,21 +89,23 @@ def torchvision_view(draws, batch, size):
 # Each step
 
 
+@pytest.mark.parametrize("crop", [pixels.crop, pixels.crop_by_matrices])
 @pytest.mark.parametrize("size", [(16, 16), (24, 80), (96, 64)])
-def test_crop_equals_torchvision(size):
+def test_crop_equals_torchvision(crop, size):
     batch = images()
     boxes = [(0, 0, 40, 56), (3, 5, 30, 20), (39, 55, 1, 1), (0, 50, 40, 6), (7, 0, 9, 56)]
     batch[4] = (batch[4] > 0.5).float()  # hard edges ring: the result has to be clipped
-    out = views.crop(batch[:5], boxes, size)
+    out = crop(batch[:5], boxes, size)
     for image, box, got in zip(batch, boxes, out, strict=False):
         close(got, torchvision_crop(image, box, size), 2e-6)
     assert out.min() == 0
     assert out.max() == 1
 
 
-def test_crop_is_antialiased():
+@pytest.mark.parametrize("crop", [pixels.crop, pixels.crop_by_matrices])
+def test_crop_is_antialiased(crop):
     noise = 0.5 + 0.1 * torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
-    out = views.crop(noise, [(0, 0, 96, 96)], (32, 32))
+    out = crop(noise, [(0, 0, 96, 96)], (32, 32))
     assert out.std() < 0.05
 
 
@@ -127,20 +129,22 @@ def test_colour_step_equals_torchvision_with_a_factor_for_each_image(step, expec
     assert 0 <= out.min() < out.max() <= 1
 
 
+@pytest.mark.parametrize("blur", [pixels.blur, pixels.blur_by_matrices])
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (80, 130), (224, 70)])
-def test_blur_equals_torchvision_with_a_sigma_for_each_image(height, width):
+def test_blur_equals_torchvision_with_a_sigma_for_each_image(blur, height, width):
     batch = images(4, height=height, width=width)
     sigmas = (0.1, 0.5, 1.3, 2.0)
-    out = views.blur(batch, torch.tensor(sigmas))
+    out = blur(batch, torch.tensor(sigmas))
     for image, sigma, got in zip(batch, sigmas, out, strict=True):
         kernel = [width // 10 | 1, height // 10 | 1]
         close(got, TF.gaussian_blur(image, kernel, [sigma, sigma]))
 
 
-def test_blur_kernel_spans_23_pixels_at_224():
+@pytest.mark.parametrize("blur", [pixels.blur, pixels.blur_by_matrices])
+def test_blur_kernel_spans_23_pixels_at_224(blur):
     impulse = torch.zeros(1, 1, 224, 224)
     impulse[0, 0, 112, 112] = 1
-    spread = views.blur(impulse, torch.tensor([2.0]))[0, 0].nonzero()
+    spread = blur(impulse, torch.tensor([2.0]))[0, 0].nonzero()
     assert (spread.amin(0).tolist(), spread.amax(0).tolist()) == ([101, 101], [123, 123])
 
 
