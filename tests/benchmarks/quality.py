@@ -273,6 +273,9 @@ class Lightly(Entry):
     """lightly's CIFAR-10 benchmark: its heads and loss, views without blur, SGD, tau 0.99."""
 
     batch_size = 128
+    hidden = 1024  # width of the heads
+    size = SIZE
+    blur = 0.0
 
     def __init__(self, net: nn.Module, race: Race) -> None:
         from lightly.loss import NegativeCosineSimilarity
@@ -282,15 +285,15 @@ class Lightly(Entry):
 
         self.device = next(net.parameters()).device
         self.online = nn.Sequential(
-            net, BYOLProjectionHead(race.features, 1024, 256).to(self.device)
+            net, BYOLProjectionHead(race.features, self.hidden, 256).to(self.device)
         )
-        self.predictor = BYOLPredictionHead(256, 1024, 256).to(self.device)
+        self.predictor = BYOLPredictionHead(256, self.hidden, 256).to(self.device)
         self.target = copy.deepcopy(self.online)
         deactivate_requires_grad(self.target)
         self.loss = NegativeCosineSimilarity()
         self.views = (
-            BYOLView1Transform(input_size=SIZE, gaussian_blur=0.0),
-            BYOLView2Transform(input_size=SIZE, gaussian_blur=0.0),
+            BYOLView1Transform(input_size=self.size, gaussian_blur=self.blur),
+            BYOLView2Transform(input_size=self.size, gaussian_blur=self.blur / 10),
         )
         trained = [*self.online.parameters(), *self.predictor.parameters()]
         rate = 0.06 * self.batch_size / 128
@@ -309,15 +312,24 @@ class Lightly(Entry):
         }
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
-        from lightly.models.utils import update_momentum
+        return self.step_on_views(*self.two_views(images))
+
+    def two_views(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Its transform, picture by picture."""
         from torchvision.transforms.functional import to_pil_image
 
-        update_momentum(self.online, self.target, m=0.99)
         pictures = [to_pil_image(image) for image in images.cpu()]
         view1, view2 = (
             torch.stack([view(picture) for picture in pictures]).to(self.device)
             for view in self.views
         )
+        return view1, view2
+
+    def step_on_views(self, view1: Tensor, view2: Tensor) -> Tensor:
+        """The rest of the step."""
+        from lightly.models.utils import update_momentum
+
+        update_momentum(self.online, self.target, m=0.99)
         prediction1 = self.predictor(self.online(view1))
         target1 = self.target(view1).detach()
         prediction2 = self.predictor(self.online(view2))
