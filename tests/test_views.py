@@ -208,6 +208,47 @@ def test_whole_view_equals_torchvision_given_the_same_draws(recipe, size):
     close(apply(draws, batch, size), torchvision_view(draws, batch, size), 1e-4)
 
 
+def kornia_view(draws, batch):
+    """The same by kornia's functions. Its crop is not antialiased: there is none."""
+    from kornia import color, enhance, filters, geometry
+
+    colour = (
+        enhance.adjust_brightness_accumulative,
+        enhance.adjust_contrast_with_mean_subtraction,
+        enhance.adjust_saturation_with_gray_subtraction,
+        lambda image, turn: enhance.adjust_hue(image, 2 * math.pi * turn),
+    )
+    weights = torch.tensor([0.2989, 0.5870, 0.1140])
+    kernel = tuple(side // 10 | 1 for side in batch.shape[2:])
+    out = []
+    for i, image in enumerate(batch):
+        x = image[None]
+        if i in draws.flip:
+            x = geometry.hflip(x)
+        if i in draws.jitter:
+            row = draws.jitter.tolist().index(i)
+            for kind in draws.jitter_order[row].tolist():
+                x = colour[kind](x, draws.jitter_factors[row, kind])
+        if i in draws.greyscale:
+            x = color.rgb_to_grayscale(x, weights).expand(-1, 3, -1, -1)
+        if i in draws.blur:
+            sigma = draws.blur_sigma[draws.blur.tolist().index(i)].expand(1, 2)
+            x = filters.gaussian_blur2d(x, kernel, sigma)
+        if i in draws.solarize:
+            x = torch.where(x < 0.5, x, 1 - x)  # enhance.solarize keeps one half
+        out.append(x[0])
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize("recipe", [VIEW1, VIEW2], ids=["view1", "view2"])
+def test_all_but_the_crop_equals_kornia_given_the_same_draws(recipe):
+    batch = images(16, height=100, width=80)
+    torch.manual_seed(0)
+    draws = draw(replace(recipe, blur=0.5, greyscale=0.4, solarize=0.4), 16, 100, 80)
+    draws = replace(draws, boxes=[(0, 0, 100, 80)] * 16)
+    close(apply(draws, batch, (100, 80)), kornia_view(draws, batch), 1e-4)
+
+
 @pytest.mark.parametrize("recipe", [VIEW1, VIEW2], ids=["view1", "view2"])
 def test_a_call_applies_what_draw_draws(recipe):
     batch = images(16, height=100, width=80)
