@@ -71,7 +71,7 @@ class BYOL(nn.Module):
             other than a ``RandomView``, None means that nothing is normalised.
         std: what they are divided by; goes with ``mean``.
         channels: how many the images have; None reads it off the net's first convolution (3 where
-            it has none).
+            it has none, or where the net cannot take so many).
         moving_average_decay: tau in [0, 1], constant or that of the first update.
         total_steps: number of updates over which tau rises from ``moving_average_decay`` to 1 along
             a cosine; None keeps it constant.
@@ -147,12 +147,6 @@ class BYOL(nn.Module):
         self._hidden_layer = None if hidden_layer is None else layer_name(net, hidden_layer)
         self._pool = check_pool(pool)
         size = None if image_size is None else as_pair(image_size)
-        own_views = augment_fn is not None and not isinstance(augment_fn, RandomView)
-        if mean is None and std is None and own_views:
-            normalize = None
-        else:
-            normalize = normalization(mean, std, self.channels)
-        self._views = Views(augment_fn, augment_fn2, size, normalize)
 
         like = float_parameter(net)
         dtype = torch.promote_types(like.dtype, torch.float32)
@@ -180,8 +174,13 @@ class BYOL(nn.Module):
         self._last: Outputs | None = None
         self._first_half: tuple[Tensor, Tensor] | None = None  # its representation and projection
         if size is not None:
-            noise = torch.rand(2, self.channels, *size, generator=torch.Generator())
-            self._build(noise.to(like.device))
+            self._build_on_noise(size, guessed=channels is None)
+        own_views = augment_fn is not None and not isinstance(augment_fn, RandomView)
+        if mean is None and std is None and own_views:
+            normalize = None
+        else:
+            normalize = normalization(mean, std, self.channels)
+        self._views = Views(augment_fn, augment_fn2, size, normalize)
 
     def forward(
         self,
@@ -511,6 +510,24 @@ class BYOL(nn.Module):
         empty(target.net, behind)
         # Read by DistributedDataParallel, which otherwise waits for gradients that never come.
         self._ddp_params_and_buffers_to_ignore = [f"online.net.{name}" for name in unused]
+
+    def _build_on_noise(self, size: tuple[int, int], *, guessed: bool) -> None:
+        """Build before there are images; a guess of their channels that fails is mended."""
+
+        def build() -> None:
+            noise = torch.rand(2, self.channels, *size, generator=torch.Generator())
+            self._build(noise.to(float_parameter(self.net).device))
+
+        try:
+            build()
+        except ValueError as error:
+            guess, self.channels = self.channels, 3
+            if not guessed or guess == 3:
+                raise
+            try:  # a net that folds pixels into channels before its first convolution
+                build()
+            except ValueError:
+                raise error from None
 
     def _size_heads(self, size: int) -> None:
         projector = self.online.projector

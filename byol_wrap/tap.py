@@ -122,9 +122,9 @@ def find_representation(
         net: the net to look into.
         sample: (B, ...), a batch that the net takes.
         hidden_layer: None for the input of the last Linear (or 1 x 1 convolution of a 1 x 1 map)
-            whose output is the net's output, or one of several that it is the mean of, and before
-            which something can be trained; where there is none, the net's output. A dotted name or
-            a child's index for that layer's output; "" for the net's output.
+            whose output is the net's output, or one of several that it is the mean, sum or maximum
+            of, and before which something can be trained; where there is none, the net's output. A
+            dotted name or a child's index for that layer's output; "" for the net's output.
         pool: None for a choice by the shape, or one of ``POOLS``, or a callable from the layer's
             value to (B, D).
 
@@ -318,17 +318,20 @@ def _before_classifier(
         if names.count(call.name) == 1 and call.input is not None and call.input.requires_grad
     ]
     last = next((call for call in reversed(readable) if _same_values(call, output)), None)
-    last = last or _last_of_averaged(readable, output)
+    last = last or _last_of_combined(readable, output)
     return ("", "output", output) if last is None else (last.name, "input", last.input)
 
 
-AVERAGING = {
-    f"{name}Backward{k}" for name in ("Add", "Div", "Mean", "Mul", "Stack") for k in (0, 1)
+COMBINING = {
+    f"{name}Backward{k}" for name in ("Add", "Div", "Max", "Mean", "Mul", "Stack") for k in (0, 1)
 }
 
 
-def _last_of_averaged(calls: list[_Call], output: Tensor | None) -> _Call | None:
-    """The last of several calls whose mean or sum, and nothing else, is the net's output."""
+def _last_of_combined(calls: list[_Call], output: Tensor | None) -> _Call | None:
+    """The last of several calls whose mean, sum or maximum, and nothing else, is the net's output.
+
+    One that reads a vector comes before those that read tokens.
+    """
     parts = {
         call.output.grad_fn: call
         for call in calls
@@ -340,11 +343,12 @@ def _last_of_averaged(calls: list[_Call], output: Tensor | None) -> _Call | None
         node = nodes.pop()
         if node in parts:
             found.append(parts[node])
-        elif node.name() in AVERAGING:
+        elif node.name() in COMBINING:
             nodes.extend(parent for parent, _ in node.next_functions if parent is not None)
         else:
             return None
-    return max(found, key=calls.index, default=None)
+    vectors = [call for call in found if call.input is not None and call.input.ndim == 2]
+    return max(vectors or found, key=calls.index, default=None)
 
 
 def _same_values(call: _Call, output: Tensor | None) -> bool:

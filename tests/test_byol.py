@@ -594,3 +594,15 @@ def test_an_augmentation_that_gives_integers_is_refused() -> None:
     learner = make(augment_fn=lambda x: (255 * x).byte())
     with pytest.raises(ValueError, match=r"augment_fn should return floats, got torch.uint8"):
         learner(images())
+
+
+def test_channels_that_the_first_convolution_does_not_tell_are_three() -> None:
+    folding = nn.Sequential(nn.PixelUnshuffle(2), conv_net(6, channels=12))
+    learner = BYOL(folding, 32, **SMALL)
+    assert learner.channels == 3
+    learner(images())
+    assert learner.embed(images()).shape[1] == 6
+    with pytest.raises(ValueError, match=r"shape \(2, 12, 32, 32\)"):
+        BYOL(nn.Sequential(nn.PixelUnshuffle(3), conv_net(6, channels=12)), 32, **SMALL)
+    with pytest.raises(ValueError, match=r"shape \(2, 12, 32, 32\)"):
+        BYOL(folding, 32, channels=12, **SMALL)

@@ -107,10 +107,13 @@ def test_a_map_of_classes_is_no_classifier() -> None:
     assert (found.layer, found.side, found.pool, found.size) == ("", "output", "mean", 5)
 
 
-@pytest.mark.parametrize("how", ["mean", "stack", "residual", "changed"])
+@pytest.mark.parametrize("how", ["mean", "stack", "residual", "maximum", "changed"])
 def test_the_mean_of_classifiers_is_read_at_the_last_of_them(how: str) -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         x = self.body(x)
+        if how == "maximum":
+            tokens = torch.stack([x, 2 * x], dim=1)
+            return self.one(x) + 0.5 * self.two(tokens).max(1)[0]
         one, two = self.one(x), self.two(x * 2)
         if how == "residual":
             return (one + two + x) / 3
@@ -122,6 +125,7 @@ def test_the_mean_of_classifiers_is_read_at_the_last_of_them(how: str) -> None:
     found = wrap(net).representation
     assert found is not None
     expected = ("two", "input") if how in ("mean", "stack") else ("", "output")
+    expected = ("one", "input") if how == "maximum" else expected  # the one that reads a vector
     assert (found.layer, found.side) == expected
 
 

@@ -93,7 +93,7 @@ def page(found: dict[str, list[dict[str, Any]]]) -> str:
         for library in (byol_wrap, torch, torchvision, timm, transformers)
     )
     today = datetime.now(UTC).date().isoformat()
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    machine = f"{platform.machine()}, threads: {torch.get_num_threads()}"
     lines = [
         "# The zoo",
         "",
