@@ -97,8 +97,7 @@ class BYOL(nn.Module):
 
     Reference:
         Grill et al. 2020, arXiv 2006.07733. Deviations: the target starts equal to the online
-        network, where the reference draws it anew; it sees the second view first, which nothing but
-        its BatchNorm's running statistics can tell; see ``RandomView`` for the views.
+        network, where the reference draws it anew; see ``RandomView`` for the views.
 
     Example:
         >>> import torch
@@ -172,7 +171,7 @@ class BYOL(nn.Module):
         self._optimizer: weakref.ref[Optimizer] | None = None
         self._watch = CollapseWatch()
         self._last: Outputs | None = None
-        self._first_half: tuple[Tensor, Tensor] | None = None  # its representation and projection
+        self._first_half: tuple[Tensor, ...] | None = None  # what it leaves for the second
         if size is not None:
             self._build_on_noise(size, guessed=channels is None)
         own_views = augment_fn is not None and not isinstance(augment_fn, RandomView)
@@ -217,18 +216,22 @@ class BYOL(nn.Module):
         if half is not None:
             return self._half(images, view2, half)
         view1, view2 = self._two_views(images, view2)
-        loss1, representation1, projection1 = self._direction(view1, view2)
-        loss2, representation2, _ = self._direction(view2, view1)
+        target1, target2 = self._targets(view1, view2)
+        loss1, representation1, projection1 = self._direction(view1, target2)
+        loss2, representation2, _ = self._direction(view2, target1)
         self._last = Outputs(representation1, representation2, projection1)
         return loss1 + loss2
 
-    def _direction(self, view: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss of predicting one view's target from the other; what the online network saw."""
+    @torch.no_grad()
+    def _targets(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, Tensor]:
+        """What the target network projects of each view."""
+        return self.target(view1)[0], self.target(view2)[0]
+
+    def _direction(self, view: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss of predicting the other view's target; what the online network saw."""
         projection, representation = self.online(view)
-        prediction = self.predictor(projection)
-        with torch.no_grad():
-            target, _ = self.target(other)
-        return byol_loss(prediction, target), representation.detach(), projection.detach()
+        loss = byol_loss(self.predictor(projection), target)
+        return loss, representation.detach(), projection.detach()
 
     def halves(
         self, images: Tensor, view2: Tensor | None = None, *, parallel: nn.Module | None = None
@@ -259,17 +262,21 @@ class BYOL(nn.Module):
         yield engine(view1, view2, half=2)
 
     def _half(self, view1: Tensor, view2: Tensor | None, half: int) -> Tensor:
-        if view2 is None or half not in (1, 2):
-            raise ValueError(
-                f"half should be 1 or 2, with two views, got {half!r}: use learner.halves(images)."
-            )
-        views = (view1, view2) if half == 1 else (view2, view1)
-        loss, representation, projection = self._direction(*views)
-        if half == 1:
-            self._first_half = representation, projection
-        elif self._first_half is not None:
-            self._last = Outputs(self._first_half[0], representation, self._first_half[1])
+        first = self._first_half
+        if half == 1 and view2 is not None:
+            target1, target2 = self._targets(view1, view2)
+            loss, *seen = self._direction(view1, target2)
+            self._first_half = (target1, *seen)
+        elif half == 2 and view2 is not None and first is not None:
+            target1, representation1, projection1 = first
+            loss, representation2, _ = self._direction(view2, target1)
+            self._last = Outputs(representation1, representation2, projection1)
             self._first_half = None
+        else:
+            raise ValueError(
+                f"half should be 1 and then 2, with two views, got {half!r}: use "
+                "learner.halves(images)."
+            )
         return loss
 
     def update_moving_average(self) -> None:

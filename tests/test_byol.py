@@ -55,7 +55,7 @@ def test_the_loss_is_the_symmetric_loss_of_the_paper() -> None:
         return encoder.projector(features)
 
     q1, q2 = (twin.predictor(project(twin.online, v)) for v in (view1, view2))
-    z2, z1 = (project(twin.target, v).detach() for v in (view2, view1))
+    z1, z2 = (project(twin.target, v).detach() for v in (view1, view2))
     cos = F.cosine_similarity
     expected = (2 - 2 * cos(q1, z2)).mean() + (2 - 2 * cos(q2, z1)).mean()
     torch.testing.assert_close(loss, expected)
@@ -64,7 +64,7 @@ def test_the_loss_is_the_symmetric_loss_of_the_paper() -> None:
     for a, b in zip(learner.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
     for a, b in zip(learner.buffers(), twin.buffers(), strict=True):
-        torch.testing.assert_close(a, b)  # BatchNorm saw one view after the other
+        torch.testing.assert_close(a, b)  # BatchNorm saw one view after the other, in order
 
 
 def test_images_are_augmented_and_fed_as_two_views() -> None:
@@ -121,8 +121,8 @@ def test_the_target_keeps_batch_statistics_of_its_own() -> None:
     oracle.load_state_dict(make().net.state_dict())
     for parameter in oracle.parameters():
         parameter.data.mul_(1.5)
-    oracle(view2)
     oracle(view1)
+    oracle(view2)
     statistics = learner.target.net[4].running_mean.clone()
     torch.testing.assert_close(statistics, oracle[4].running_mean)
     assert not torch.allclose(statistics, learner.net[4].running_mean)

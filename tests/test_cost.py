@@ -247,3 +247,5 @@ def test_halves_check_their_input_and_half_needs_views() -> None:
         learner(torch.rand(4, 3, 64, 64), torch.rand(4, 3, 64, 64), half=3)
     with pytest.raises(ValueError, match=r"with two views"):
         learner(torch.rand(4, 3, 64, 64), half=1)
+    with pytest.raises(ValueError, match=r"1 and then 2"):
+        learner(torch.rand(4, 3, 64, 64), torch.rand(4, 3, 64, 64), half=2)

@@ -4,7 +4,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from statistics import median
 
@@ -54,9 +54,14 @@ def where(device: torch.device, *packages: str) -> dict[str, object]:
         "machine": machine,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "byol_wrap", *packages)},
+        **{name: version(name) for name in ("torch", "byol_wrap", *packages) if installed(name)},
         "date": datetime.now(UTC).date().isoformat(),
     }
+
+
+def installed(name: str) -> bool:
+    """Whether there is such a package here."""
+    return next(distributions(name=name), None) is not None
 
 
 def processor() -> str:
