@@ -2,8 +2,8 @@
 
 Each gives what torchvision's function of the same name gives for one image and its parameter. They
 are written for a batch with a parameter for each image, with few passes over memory: colour steps
-without branches; crop and blur image by image on the CPU, as far as weights matter, and as products
-of whole batches with matrices elsewhere.
+without branches; crop and blur of large images on the CPU image by image, as far as weights matter,
+and elsewhere as products of whole batches with matrices.
 """
 
 import math
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+SMALL = 64  # pixels a side; up to it products with matrices are faster than a loop on the CPU, too
 SMALLEST_WEIGHT = 1e-8  # of a pixel in a blur, beside 1 in the middle; less is lost in float32
 
 
@@ -20,12 +21,17 @@ def as_unit_float(images: Tensor) -> Tensor:
     return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
 
 
+def _loops(images: Tensor, size: tuple[int, int] = (0, 0)) -> bool:
+    """Whether image by image is the faster way from these images to images of ``size``."""
+    return images.device.type == "cpu" and max(*images.shape[2:], *size) > SMALL
+
+
 def crop(images: Tensor, boxes: list[tuple[int, int, int, int]], size: tuple[int, int]) -> Tensor:
     """Cut one box (top, left, height, width) out of each image and resize it to ``size``.
 
     Bicubic with antialiasing, clipped to [0, 1]; equal to torchvision's ``resized_crop``.
     """
-    if images.device.type != "cpu":
+    if not _loops(images, size):
         return crop_by_matrices(images, boxes, size)
     out = images.new_empty((len(images), images.shape[1], *size))
     for image, view, (top, left, height, width) in zip(images, out, boxes, strict=True):
@@ -39,7 +45,7 @@ def crop_by_matrices(
 ) -> Tensor:
     """The same for all images at once: two products with matrices of resampling weights.
 
-    More arithmetic, but no launch for each image: for accelerators.
+    More arithmetic, but no launch for each image: for accelerators, and for small images.
     """
     top, left, height, width = torch.tensor(boxes).to(images.device, non_blocking=True).T
     down = _resampling(top, height, size[0], images.shape[2])
@@ -121,7 +127,7 @@ def greyscale(images: Tensor) -> Tensor:
 
 def blur(images: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian blur, ``sigma`` in pixels for each image; the kernel spans a tenth of the image."""
-    if images.device.type != "cpu":
+    if not _loops(images):
         return blur_by_matrices(images, sigma)
     reach_y, reach_x = (side // 10 // 2 for side in images.shape[2:])
     padded = F.pad(images, (reach_x, reach_x, reach_y, reach_y), mode="reflect")

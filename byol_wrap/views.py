@@ -247,14 +247,18 @@ def _draw_boxes(
 
 
 def apply(draws: Draws, images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Apply a view's draws: (B, C, H, W) in [0, 1] in, float32 (B, C, *size) in [0, 1] out."""
+    """Apply a view's draws: (B, C, H, W) in [0, 1] in, float32 (B, C, *size) in [0, 1] out.
+
+    What comes out lies in memory as what goes in: channels first or last.
+    """
     x = crop(as_unit_float(images), draws.boxes, size)
     _on_some(x, draws.flip, lambda part: part.flip(-1))
     _jitter(x, draws)
     _on_some(x, draws.greyscale, greyscale)
     _on_some(x, draws.blur, blur, draws.blur_sigma)
     _on_some(x, draws.solarize, solarize)
-    return x
+    last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+    return x.contiguous(memory_format=torch.channels_last) if last else x
 
 
 def _on_some(x: Tensor, index: Tensor, step: Callable[..., Tensor], *args: Tensor) -> None:

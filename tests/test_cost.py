@@ -86,12 +86,14 @@ def by_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(views, "blur", pixels.blur_by_matrices)
 
 
-def test_on_accelerators_the_number_of_operators_does_not_grow_with_the_batch(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("side", [64, 96])
+def test_of_small_images_and_on_accelerators_operators_do_not_grow_with_the_batch(
+    monkeypatch: pytest.MonkeyPatch, side: int
 ) -> None:
-    by_matrices(monkeypatch)
-    images = torch.rand(256, 3, 64, 64)
-    learner = make()
+    if side > pixels.SMALL:
+        by_matrices(monkeypatch)
+    images = torch.rand(256, 3, side, side)
+    learner = make(image_size=side)
     learner.views(images[:2])
     counts = [
         sum(operators(lambda n=n: learner.views(images[:n])).values()) for n in (64, 128, 256)

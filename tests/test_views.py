@@ -504,6 +504,20 @@ def test_views_are_float32_and_unchanged_by_autocast(dtype, autocast):
     assert torch.equal(got[1], plain[1])
 
 
+@pytest.mark.parametrize("side", [32, 96])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_views_lie_in_memory_as_the_images_do(side, dtype):
+    batch = (255 * images(4, height=side, width=side)).to(dtype)
+    pipeline = Views(None, None, None, normalization(None, None, 3))
+    made = {}
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        made[layout] = pipeline(batch.contiguous(memory_format=layout))
+        assert all(view.is_contiguous(memory_format=layout) for view in made[layout])
+    for first, last in zip(*made.values(), strict=True):
+        close(first, last, 1e-6)
+
+
 def test_bytes_are_divided_by_255():
     batch = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
     close(as_unit_float(batch), torch.linspace(0, 1, 256).reshape(1, 1, 16, 16), 1e-7)
