@@ -90,7 +90,7 @@ def by_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_of_small_images_and_on_accelerators_operators_do_not_grow_with_the_batch(
     monkeypatch: pytest.MonkeyPatch, side: int
 ) -> None:
-    if side > pixels.SMALL:
+    if side > 64:
         by_matrices(monkeypatch)
     images = torch.rand(256, 3, side, side)
     learner = make(image_size=side)

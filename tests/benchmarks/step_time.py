@@ -225,12 +225,13 @@ def steps(names: Sequence[str], args: argparse.Namespace) -> dict[str, Any]:
         network = NETWORKS[name]
         images = pictures(network.batch[args.device.type], network.side, args.device)
         for precision in args.precisions:
+            entries = {label: entry(label, network, images) for label in args.entries}
             half = torch.autocast(args.device.type, torch.bfloat16, enabled=precision == "bf16")
-            with half:
-                entries = {label: entry(label, network, images) for label in args.entries}
-                runs = {label: one.step for label, one in entries.items()}
-                times = interleaved(runs, args.rounds or network.rounds, args.device)
-                parts = [entries["byol_wrap"].parts() for _ in range(args.rounds or network.rounds)]
+            runs = {label: half(one.step) for label, one in entries.items()}  # entered each time
+            parts_once = half(entries["byol_wrap"].parts)
+            rounds = args.rounds or network.rounds
+            times = interleaved(runs, rounds, args.device)
+            parts = [parts_once() for _ in range(rounds)]
             columns = [1e3 * median(column) for column in zip(*parts, strict=True)]
             found[f"{name}, {precision}"] = {
                 "batch": len(images),
