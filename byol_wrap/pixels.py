@@ -26,22 +26,33 @@ def _loops(images: Tensor, size: tuple[int, int] = (0, 0)) -> bool:
     return images.device.type == "cpu" and max(*images.shape[2:], *size) > SMALL
 
 
-def crop(images: Tensor, boxes: list[tuple[int, int, int, int]], size: tuple[int, int]) -> Tensor:
+def crop(
+    images: Tensor,
+    boxes: list[tuple[int, int, int, int]],
+    size: tuple[int, int],
+    mirrored: Tensor | None = None,
+) -> Tensor:
     """Cut one box (top, left, height, width) out of each image and resize it to ``size``.
 
-    Bicubic with antialiasing, clipped to [0, 1]; equal to torchvision's ``resized_crop``.
+    Bicubic with antialiasing, clipped to [0, 1]; equal to torchvision's ``resized_crop``. Those
+    images whose indices ``mirrored`` holds are mirrored left and right in passing.
     """
     if not _loops(images, size):
-        return crop_by_matrices(images, boxes, size)
+        return crop_by_matrices(images, boxes, size, mirrored)
+    turned = set() if mirrored is None else set(mirrored.tolist())
     out = images.new_empty((len(images), images.shape[1], *size))
-    for image, view, (top, left, height, width) in zip(images, out, boxes, strict=True):
-        box = image[None, :, top : top + height, left : left + width]
-        view.copy_(F.interpolate(box, size, mode="bicubic", antialias=True)[0])
+    for i, (top, left, height, width) in enumerate(boxes):
+        box = images[i : i + 1, :, top : top + height, left : left + width]
+        view = F.interpolate(box, size, mode="bicubic", antialias=True)[0]
+        out[i] = view.flip(-1) if i in turned else view
     return out.clamp_(0, 1)
 
 
 def crop_by_matrices(
-    images: Tensor, boxes: list[tuple[int, int, int, int]], size: tuple[int, int]
+    images: Tensor,
+    boxes: list[tuple[int, int, int, int]],
+    size: tuple[int, int],
+    mirrored: Tensor | None = None,
 ) -> Tensor:
     """The same for all images at once: two products with matrices of resampling weights.
 
@@ -50,6 +61,9 @@ def crop_by_matrices(
     top, left, height, width = torch.tensor(boxes).to(images.device, non_blocking=True).T
     down = _resampling(top, height, size[0], images.shape[2])
     across = _resampling(left, width, size[1], images.shape[3])
+    if mirrored is not None and len(mirrored):
+        mirrored = mirrored.to(images.device, non_blocking=True)
+        across[mirrored] = across[mirrored].flip(-2)
     return (down @ (images @ across.mT)).clamp_(0, 1)
 
 

@@ -251,8 +251,7 @@ def apply(draws: Draws, images: Tensor, size: tuple[int, int]) -> Tensor:
 
     What comes out lies in memory as what goes in: channels first or last.
     """
-    x = crop(as_unit_float(images), draws.boxes, size)
-    _on_some(x, draws.flip, lambda part: part.flip(-1))
+    x = crop(as_unit_float(images), draws.boxes, size, draws.flip)
     _jitter(x, draws)
     _on_some(x, draws.greyscale, greyscale)
     _on_some(x, draws.blur, blur, draws.blur_sigma)

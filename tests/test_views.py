@@ -98,6 +98,9 @@ def test_crop_equals_torchvision(crop, size):
     out = crop(batch[:5], boxes, size)
     for image, box, got in zip(batch, boxes, out, strict=False):
         close(got, torchvision_crop(image, box, size), 2e-6)
+    mirrored = crop(batch[:5], boxes, size, torch.tensor([0, 3]))
+    for i in range(5):
+        close(mirrored[i], out[i].flip(-1) if i in (0, 3) else out[i], 2e-6)
     assert out.min() == 0
     assert out.max() == 1
 

@@ -93,13 +93,20 @@ def hue(images: Tensor, factors: Tensor) -> Tensor:
     return hsv_to_rgb(torch.stack([hue, saturation, value], 1))
 
 
-def crop(images: Tensor, boxes: list[tuple[int, int, int, int]], size: tuple[int, int]) -> Tensor:
-    """Cut a box (top, left, height, width) out of each image, resize it, bicubic, and clip."""
+def crop(
+    images: Tensor,
+    boxes: list[tuple[int, int, int, int]],
+    size: tuple[int, int],
+    mirrored: Tensor,
+) -> Tensor:
+    """Cut a box (top, left, height, width) out of each image, resize it, bicubic, clip, mirror."""
     cut = [
         F.interpolate(image[None, :, y : y + height, x : x + width], size, mode="bicubic")
         for image, (y, x, height, width) in zip(images, boxes, strict=True)
     ]
-    return torch.cat(cut).clamp(0, 1)
+    out = torch.cat(cut).clamp(0, 1)
+    out[mirrored] = out[mirrored].flip(-1)
+    return out
 
 
 VARIANTS: dict[str, type[quality.Entry]] = {
