@@ -2,17 +2,19 @@
 
 Each gives what torchvision's function of the same name gives for one image and its parameter. They
 are written for a batch with a parameter for each image, with few passes over memory: colour steps
-without branches; crop and blur of large images on the CPU image by image, as far as weights matter,
-and elsewhere as products of whole batches with matrices.
+without branches; crop and blur of larger images on the CPU image by image, as far as weights
+matter, and elsewhere as products of whole batches with matrices.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 SMALL = 64  # pixels a side; up to it products with matrices are faster than a loop on the CPU, too
+LARGE = 160  # from it colour steps are faster in a loop on the CPU: one image fits the cache
 SMALLEST_WEIGHT = 1e-8  # of a pixel in a blur, beside 1 in the middle; less is lost in float32
 
 
@@ -22,7 +24,7 @@ def as_unit_float(images: Tensor) -> Tensor:
 
 
 def _loops(images: Tensor, size: tuple[int, int] = (0, 0)) -> bool:
-    """Whether image by image is the faster way from these images to images of ``size``."""
+    """Whether crop and blur are faster image by image, from these images to those of ``size``."""
     return images.device.type == "cpu" and max(*images.shape[2:], *size) > SMALL
 
 
@@ -85,6 +87,37 @@ def _resampling(start: Tensor, length: Tensor, outputs: int, inputs: int) -> Ten
     inside = (pixel >= 0) & (pixel < length) & (distance < 2)
     weights = torch.where(distance < 1, near, far).mul_(inside)
     return weights.div_(weights.sum(-1, keepdim=True))
+
+
+def jitter(x: Tensor, index: Tensor, order: Tensor, factors: Tensor) -> None:
+    """Four colour steps on those images that ``index`` names, each in an order of its own.
+
+    Args:
+        x: images, changed in place.
+        index: (n,), on the CPU, as what follows.
+        order: (n, 4), each row a permutation: 0 is brightness, 1 contrast, 2 saturation, 3 hue.
+        factors: (n, 4), what each of them gets.
+    """
+    steps = (brightness, contrast, saturation, hue)
+    if x.device.type == "cpu" and min(x.shape[2:]) >= LARGE:
+        for i, kinds, own in zip(index.tolist(), order.tolist(), factors[:, :, None], strict=True):
+            image = x[i : i + 1]
+            for kind in kinds:
+                image = steps[kind](image, own[kind])
+            x[i] = image[0]
+        return
+    for place in range(4):  # image by image the same work as one step of a batch
+        for kind, step in enumerate(steps):
+            here = order[:, place] == kind
+            on_some(x, index[here], step, factors[here, kind].to(x.device, non_blocking=True))
+
+
+def on_some(x: Tensor, index: Tensor, step: Callable[..., Tensor], *args: Tensor) -> None:
+    """Replace the images that ``index`` names by what ``step`` makes of them."""
+    if len(index) == 0:
+        return
+    index = index.to(x.device, non_blocking=True)
+    x[index] = step(x[index], *args)
 
 
 def brightness(images: Tensor, factors: Tensor) -> Tensor:

@@ -13,17 +13,7 @@ from operator import index as as_index
 import torch
 from torch import Tensor, nn
 
-from byol_wrap.pixels import (
-    as_unit_float,
-    blur,
-    brightness,
-    contrast,
-    crop,
-    greyscale,
-    hue,
-    saturation,
-    solarize,
-)
+from byol_wrap.pixels import as_unit_float, blur, crop, greyscale, jitter, on_some, solarize
 
 Augment = Callable[[Tensor], Tensor]
 
@@ -252,30 +242,12 @@ def apply(draws: Draws, images: Tensor, size: tuple[int, int]) -> Tensor:
     What comes out lies in memory as what goes in: channels first or last.
     """
     x = crop(as_unit_float(images), draws.boxes, size, draws.flip)
-    _jitter(x, draws)
-    _on_some(x, draws.greyscale, greyscale)
-    _on_some(x, draws.blur, blur, draws.blur_sigma)
-    _on_some(x, draws.solarize, solarize)
+    jitter(x, draws.jitter, draws.jitter_order, draws.jitter_factors)
+    on_some(x, draws.greyscale, greyscale)
+    on_some(x, draws.blur, blur, draws.blur_sigma)
+    on_some(x, draws.solarize, solarize)
     last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
     return x.contiguous(memory_format=torch.channels_last) if last else x
-
-
-def _on_some(x: Tensor, index: Tensor, step: Callable[..., Tensor], *args: Tensor) -> None:
-    """Replace the images that ``index`` names by what ``step`` makes of them."""
-    if len(index) == 0:
-        return
-    index = index.to(x.device, non_blocking=True)
-    x[index] = step(x[index], *args)
-
-
-def _jitter(x: Tensor, draws: Draws) -> None:
-    """Four colour steps, each image in an order of its own: image by image the same work as one."""
-    steps = (brightness, contrast, saturation, hue)
-    for place in range(4):
-        for kind, step in enumerate(steps):
-            here = draws.jitter_order[:, place] == kind
-            factors = draws.jitter_factors[here, kind].to(x.device, non_blocking=True)
-            _on_some(x, draws.jitter[here], step, factors)
 
 
 def as_pair(image_size: int | Sequence[int]) -> tuple[int, int]:

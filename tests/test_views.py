@@ -115,10 +115,10 @@ def test_crop_is_antialiased(crop):
 @pytest.mark.parametrize(
     ("step", "expected", "factors"),
     [
-        (views.brightness, TF.adjust_brightness, (0.6, 0.9, 1.0, 1.1, 1.25, 1.4)),
-        (views.contrast, TF.adjust_contrast, (0.6, 0.9, 1.0, 1.1, 1.25, 1.4)),
-        (views.saturation, TF.adjust_saturation, (0.8, 0.9, 1.0, 1.05, 1.1, 1.2)),
-        (views.hue, TF.adjust_hue, (-0.1, -0.03, 0.0, 0.02, 0.07, 0.1)),
+        (pixels.brightness, TF.adjust_brightness, (0.6, 0.9, 1.0, 1.1, 1.25, 1.4)),
+        (pixels.contrast, TF.adjust_contrast, (0.6, 0.9, 1.0, 1.1, 1.25, 1.4)),
+        (pixels.saturation, TF.adjust_saturation, (0.8, 0.9, 1.0, 1.05, 1.1, 1.2)),
+        (pixels.hue, TF.adjust_hue, (-0.1, -0.03, 0.0, 0.02, 0.07, 0.1)),
     ],
     ids=["brightness", "contrast", "saturation", "hue"],
 )
@@ -184,7 +184,9 @@ def test_flip_mirrors_the_drawn_images_only():
         close(out[i], TF.horizontal_flip(batch[i]) if i in (1, 3) else batch[i], 1e-6)
 
 
-def test_jitter_takes_the_four_steps_in_each_image_s_own_order():
+@pytest.mark.parametrize("large", [1, 1000], ids=["image by image", "at once"])
+def test_jitter_takes_the_four_steps_in_each_image_s_own_order(monkeypatch, large):
+    monkeypatch.setattr(pixels, "LARGE", large)
     batch = images(5)
     orders = torch.tensor([[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2], [2, 0, 3, 1]])
     factors = torch.tensor(
@@ -201,7 +203,7 @@ def test_jitter_takes_the_four_steps_in_each_image_s_own_order():
     assert (apply(reordered, batch, (40, 56)) - out).abs().amax((1, 2, 3))[jittered].min() > 0.01
 
 
-@pytest.mark.parametrize("size", [(64, 64), (70, 96)])
+@pytest.mark.parametrize("size", [(64, 64), (70, 96), (160, 176)])
 @pytest.mark.parametrize("recipe", [VIEW1, VIEW2], ids=["view1", "view2"])
 def test_whole_view_equals_torchvision_given_the_same_draws(recipe, size):
     batch = images(16, height=100, width=80)
@@ -415,13 +417,19 @@ def taken(monkeypatch):
         counts[name] = counts.get(name, 0) + len(part)
         return step(part, *args, **kwargs)
 
-    names = ("brightness", "contrast", "saturation", "hue", "greyscale", "blur", "solarize")
-    for name in names:
-        monkeypatch.setattr(views, name, partial(counting, name, getattr(views, name)))
+    colour, others = (
+        ("brightness", "contrast", "saturation", "hue"),
+        ("greyscale", "blur", "solarize"),
+    )
+    for module, names in ((pixels, colour), (views, others)):
+        for name in names:
+            monkeypatch.setattr(module, name, partial(counting, name, getattr(module, name)))
     return counts
 
 
-def test_no_step_is_computed_for_images_it_was_not_drawn_for(taken):
+@pytest.mark.parametrize("large", [1, 1000], ids=["image by image", "at once"])
+def test_no_step_is_computed_for_images_it_was_not_drawn_for(taken, monkeypatch, large):
+    monkeypatch.setattr(pixels, "LARGE", large)
     torch.manual_seed(0)
     draws = draw(VIEW2, 64, 64, 64)
     apply(draws, images(64, height=64, width=64), (64, 64))

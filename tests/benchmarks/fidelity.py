@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from kornia.color import hsv_to_rgb, rgb_to_hsv
 from torch import Tensor, nn
 
-from byol_wrap import views
+from byol_wrap import pixels, views
 
 
 class TargetDrawnAnew(quality.ByolWrap):
@@ -54,7 +54,7 @@ class ReferenceJitter(quality.ByolWrap):
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
         """The same draws, other formulas."""
         with patch.multiple(
-            views, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue
+            pixels, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue
         ):
             return super().step(images, labels)
 
