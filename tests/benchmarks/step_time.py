@@ -1,6 +1,6 @@
 """What a training step costs, and what the two networks alone would.
 
-    python tests/benchmarks/step_time.py                        # all; about a quarter of an hour
+    python tests/benchmarks/step_time.py                        # all; about twenty minutes
     python tests/benchmarks/step_time.py --only step --networks small     # a table, a network
 
 The floor is the bare networks: backbone, projector and predictor forward and backward on two
@@ -244,19 +244,22 @@ def steps(names: Sequence[str], args: argparse.Namespace) -> dict[str, Any]:
 
 
 def steps_table(found: dict[str, Any]) -> str:
-    """The whole step, and its parts."""
-    rows, parts = [], []
+    """The whole step of each entry over the floor and over byol_wrap's, and its parts."""
+    over_floor, over_ours, parts = [], [], []
     for name, one in found.items():
         times = one["seconds"]
         label = f"{name}, {one['side']} x {one['side']}, batch {one['batch']}"
-        for own, values in times.items():
-            over_floor, over_ours = (ratio(values, times[b]) for b in ("floor", "byol_wrap"))
-            rows.append(
-                [label, own, f"{1e3 * median(values):.1f}", f"{over_floor:.3f}", f"{over_ours:.2f}"]
-            )
+        for base, rows in (("floor", over_floor), ("byol_wrap", over_ours)):
+            ratios = [f"{ratio(values, times[base]):.3f}" for values in times.values()]
+            rows.append([label, f"{1e3 * median(times[base]):.0f}", *ratios])
         parts.append([label, *(f"{value:.1f}" for value in one["milliseconds by part"].values())])
-    header = ["network", "step", "ms", "floor = 1", "byol_wrap = 1"]
-    return f"{table(header, rows)}\n\n{table(['ms by part', *PARTS], parts)}"
+    entries = list(next(iter(found.values()))["seconds"])
+    tables = [
+        table(["a step, floor = 1", "floor, ms", *entries], over_floor),
+        table(["a step, byol_wrap = 1", "byol_wrap, ms", *entries], over_ours),
+        table(["byol_wrap's step by part, ms", *PARTS], parts),
+    ]
+    return "\n\n".join(tables)
 
 
 def memory(names: Sequence[str], args: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -386,7 +389,8 @@ def draw_chart(result: dict[str, Any], path: Path) -> None:
         colour = colour or ("#b35806", "#fdb863", "#5e3c99", "#b2abd2")[place - 2]
         left.bar(offsets, heights, 0.8 / len(labels), label=label, color=colour, align="edge")
     left.axhline(1, color="black", linewidth=1)
-    left.set_xticks(range(len(result["step"])), list(result["step"]), fontsize=8)
+    cases = [case.replace(", ", "\n") for case in result["step"]]
+    left.set_xticks(range(len(cases)), cases)
     left.set_ylabel("time of a step over the bare networks'")
     left.legend(fontsize=8, ncols=2)
     for name, over in (("small", "batch"), ("resnet18", "side")):
