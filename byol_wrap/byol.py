@@ -42,6 +42,7 @@ from byol_wrap.views import Augment, RandomView, Views, as_pair, normalization
 
 BATCHES_CHECKED = 10  # how many batches are checked for NaN where a check waits for the device
 STEPS_WITHOUT_UPDATE = 100  # after how many a learner says that its target stands still
+UPDATES_UNTRAINED = 10  # after how many it says that the predictor is left out of training
 
 
 class BYOL(nn.Module):
@@ -133,6 +134,8 @@ class BYOL(nn.Module):
         sync_batchnorm: bool | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(net, BYOL):
+            raise TypeError("net is a learner already: wrap the net in it, BYOL(learner.net).")
         check_net(net)
         if not 0 <= moving_average_decay <= 1:
             raise ValueError(f"moving_average_decay lies in [0, 1], got {moving_average_decay}.")
@@ -165,6 +168,8 @@ class BYOL(nn.Module):
 
         self._updates: int | None = None  # the step on the host; None where it must be read first
         self._steps_since_update = 0
+        self._updates_here = 0  # in this process
+        self._writes = (0, 0)
         self._batches_checked = 0
         self._warned: set[str] = set()
         self._attached: RemovableHandle | None = None
@@ -327,11 +332,7 @@ class BYOL(nn.Module):
                 "learner.parameters(), after the learner."
             )
         if not trained & {id(parameter) for parameter in self.predictor.parameters()}:
-            self._warn_once(
-                "heads",
-                "The optimizer does not train the predictor. Unless another one does, build it "
-                "from learner.parameters(), not from the net's.",
-            )
+            self._warn_of_untrained_heads()
         self._attached = on_step(optimizer, self._update)
         self._optimizer = weakref.ref(optimizer)
         return self._attached
@@ -558,6 +559,30 @@ class BYOL(nn.Module):
         self.step += 1
         self._updates = None if self._updates is None else self._updates + 1
         self._steps_since_update = 0
+        self._updates_here += 1
+        if self._updates_here == 1:
+            self._writes = self._count_writes()
+        elif self._updates_here == 1 + UPDATES_UNTRAINED:
+            before, now = self._writes, self._count_writes()
+            has_gradient = any(p.grad is not None for p in self.predictor.parameters())
+            if before[0] != now[0] and before[1] == now[1] and has_gradient:
+                self._warn_of_untrained_heads()
+
+    def _count_writes(self) -> tuple[int, int]:
+        """How often the net's parameters, and the predictor's, were written in place."""
+        net, predictor = (
+            sum(p._version for p in module.parameters() if p.requires_grad)
+            for module in (self.net, self.predictor)
+        )
+        return net, predictor
+
+    def _warn_of_untrained_heads(self) -> None:
+        if any(parameter.requires_grad for parameter in self.predictor.parameters()):
+            self._warn_once(
+                "heads",
+                "The optimizer does not train the predictor. Unless another one does, build it "
+                "from learner.parameters(), not from the net's.",
+            )
 
     def _count_step(self) -> None:
         self._steps_since_update += 1

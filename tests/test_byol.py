@@ -280,6 +280,31 @@ def test_attach_is_forgiving_and_strict_where_it_should_be() -> None:
         copy.deepcopy(learner).attach(frozen)
 
 
+def test_an_optimizer_of_the_net_s_parameters_alone_is_noticed() -> None:
+    def train(learner: BYOL, *optimizers: torch.optim.Optimizer) -> None:
+        for _ in range(15):
+            learner(images(4)).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            learner.update_moving_average()
+
+    learner = make()
+    with pytest.warns(UserWarning, match="does not train the predictor") as caught:
+        train(learner, torch.optim.AdamW(learner.net.parameters()))
+    assert len(caught) == 1
+    for heads_trained in ("with the net", "apart", "not, as was wished"):
+        learner = make()
+        optimizers = [torch.optim.AdamW(learner.parameters())]
+        if heads_trained != "with the net":
+            optimizers = [torch.optim.AdamW(learner.net.parameters())]
+        if heads_trained == "apart":
+            optimizers.append(torch.optim.SGD(learner.predictor.parameters(), lr=0.1))
+        elif heads_trained == "not, as was wished":
+            learner.predictor.requires_grad_(False)
+        train(learner, *optimizers)
+
+
 def test_a_copy_is_not_attached_and_the_optimizer_holds_no_learner() -> None:
     learner = make()
     optimizer = torch.optim.SGD(learner.parameters(), lr=0.1)

@@ -167,6 +167,7 @@ WRONG_PAIRS = {
         ["same items", "(4, 3, 16, 16)", "(3, 3, 16, 16)"],
     ),
     "list": ([images()], images(), TypeError, ["view1 should be a tensor", "got list"]),
+    "float labels": (images(), torch.rand(4), ValueError, ["looks like labels", "(4,)"]),
     "labels": (images(), [0, 1, 2, 3], TypeError, ["view2 should be a tensor", "got list"]),
     "empty": (images(0, 3, 16, 16),) * 2 + (ValueError, ["view1 is empty"]),
     "device of view 1": (
@@ -393,6 +394,11 @@ def test_net_that_is_no_module_is_refused():
 def test_net_wrapped_in_data_parallel_is_refused():
     with pytest.raises(TypeError, match=re.escape("wrap the plain net, BYOL(net.module)")):
         BYOL(nn.DataParallel(small_net()), 16)
+
+
+def test_a_learner_is_no_net():
+    with pytest.raises(TypeError, match=re.escape("BYOL(learner.net)")):
+        BYOL(BYOL(small_net(), 16), 16)
 
 
 def test_net_compiled_from_outside_is_refused():
