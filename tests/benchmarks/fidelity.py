@@ -12,6 +12,7 @@ Needs ``pip install '.[bench]'``.
 
 import math
 import sys
+from pathlib import Path
 from unittest.mock import patch
 
 import quality
@@ -119,4 +120,5 @@ VARIANTS: dict[str, type[quality.Entry]] = {
 
 if __name__ == "__main__":
     quality.ENTRIES["cpu"] = VARIANTS
-    quality.main(["--images-seen", "64000", "--output", "fidelity.jsonl", *sys.argv[1:]])
+    question = "What do our deviations from the reference implementation do to the backbone?"
+    quality.main(sys.argv[1:], question, images_seen=64_000, output=Path("fidelity.jsonl"))

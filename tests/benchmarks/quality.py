@@ -71,11 +71,7 @@ class Data:
 
 
 def load(path: Path) -> Data:
-    """CIFAR-10 from torchvision's folder, downloaded if it is not there; or from an .npz.
-
-    An .npz holds, for "train" and "test", the bytes of all image files in a row (train_bytes),
-    where each ends (train_ends), and the labels (train_labels).
-    """
+    """CIFAR-10 from torchvision's folder, downloaded if it is not there; or from an .npz."""
     if path.suffix == ".npz":
         with np.load(path) as file:
             return Data(*_decoded(file, "train"), *_decoded(file, "test"))
@@ -544,10 +540,19 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean(values):.1f} ± {stdev(values):.1f}"
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+QUESTION = "Which library makes the better backbone of the same images?"
+ARCHIVE = """CIFAR-10 is downloaded (170 MB) to the folder that --data names, unless it is there.
+--data may also name an .npz: for "train" and "test" each the bytes of all image files in a row
+(train_bytes, uint8), where each file ends (train_ends), and the labels (train_labels)."""
+
+
+def parse(
+    arguments: Sequence[str] | None = None, question: str = QUESTION, **defaults: Any
+) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description="Which library makes the better backbone of the same images?",
+        description=question,
+        epilog=ARCHIVE,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
@@ -561,12 +566,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--checkpoints", type=Path, default="quality-checkpoints", help="of unfinished runs")
     add("--save-every", type=float, default=120, help="seconds between checkpoints")
     add("--minutes", type=float, default=math.inf, help="stop after so long, to go on another time")
+    parser.set_defaults(**defaults)
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, question: str = QUESTION, **defaults: Any) -> None:
     """Run what has not been run yet, and print the table of all."""
-    args, start = parse(arguments), time.perf_counter()
+    args, start = parse(arguments, question, **defaults), time.perf_counter()
     args.clock = lambda: (time.perf_counter() - start) / 60
     args.race_ = RACES[args.race]
     if args.images_seen:

@@ -4,8 +4,8 @@
     python tests/benchmarks/views.py --device cpu --threads 1
 
 All are given the same float images in the same run, in turns, and make the paper's two views of
-them, without the normalisation. "copy" reads the batch once and writes it twice, which is the least
-that two views can cost. Prints medians, images a second and ratios; then byol_wrap by step.
+them, without the normalisation. "copy" reads and writes the batch once a view, which is the least
+that a view can cost. Prints medians, images a second and ratios; then byol_wrap by step.
 
 Needs ``pip install '.[bench]'``.
 """

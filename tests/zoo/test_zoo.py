@@ -104,7 +104,7 @@ def page(found: dict[str, list[dict[str, Any]]]) -> str:
         "",
         f"{versions}; {machine}; {today}.",
         "",
-        "| library | nets | work |",
+        "| library | nets | work, or are refused as they should be |",
         "|---|---|---|",
     ]
     for library, rows in found.items():
