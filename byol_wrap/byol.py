@@ -26,6 +26,7 @@ from byol_wrap.encoder import (
     freeze,
     is_empty,
     probe,
+    writes,
 )
 from byol_wrap.health import (
     Outputs,
@@ -559,30 +560,25 @@ class BYOL(nn.Module):
         self.step += 1
         self._updates = None if self._updates is None else self._updates + 1
         self._steps_since_update = 0
+        self._look_at_heads()
+
+    def _look_at_heads(self) -> None:
+        """Warn where the net is trained, and the predictor has gradients that nobody uses."""
         self._updates_here += 1
         if self._updates_here == 1:
-            self._writes = self._count_writes()
+            self._writes = writes(self.net), writes(self.predictor)
         elif self._updates_here == 1 + UPDATES_UNTRAINED:
-            before, now = self._writes, self._count_writes()
-            has_gradient = any(p.grad is not None for p in self.predictor.parameters())
-            if before[0] != now[0] and before[1] == now[1] and has_gradient:
+            net, predictor = self._writes
+            unused = any(parameter.grad is not None for parameter in self.predictor.parameters())
+            if unused and writes(self.net) != net and writes(self.predictor) == predictor:
                 self._warn_of_untrained_heads()
 
-    def _count_writes(self) -> tuple[int, int]:
-        """How often the net's parameters, and the predictor's, were written in place."""
-        net, predictor = (
-            sum(p._version for p in module.parameters() if p.requires_grad)
-            for module in (self.net, self.predictor)
-        )
-        return net, predictor
-
     def _warn_of_untrained_heads(self) -> None:
-        if any(parameter.requires_grad for parameter in self.predictor.parameters()):
-            self._warn_once(
-                "heads",
-                "The optimizer does not train the predictor. Unless another one does, build it "
-                "from learner.parameters(), not from the net's.",
-            )
+        self._warn_once(
+            "heads",
+            "The optimizer does not train the predictor. Unless another one does, build it from "
+            "learner.parameters(), not from the net's.",
+        )
 
     def _count_step(self) -> None:
         self._steps_since_update += 1

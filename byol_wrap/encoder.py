@@ -77,6 +77,11 @@ def empty(module: nn.Module, names: set[str]) -> None:
             parameter.data = parameter.data.new_empty(0)
 
 
+def writes(module: nn.Module) -> int:
+    """How often a module's parameters were written in place; fused optimizers do not count."""
+    return sum(parameter._version for parameter in module.parameters())
+
+
 def is_empty(value: object) -> bool:
     """Whether a state's value is a tensor that ``empty`` has let go."""
     return isinstance(value, Tensor) and not is_lazy(value) and value.shape == (0,)

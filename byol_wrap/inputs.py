@@ -71,7 +71,7 @@ def check_pair(view1: Tensor, view2: Tensor, device: torch.device) -> None:
     """Check that two views are batches of the same items."""
     check_batch(view1, device, "view1")
     check_batch(view2, device, "view2")
-    if view2.ndim != view1.ndim:
+    if view2.ndim == 1 and view1.ndim > 1:
         raise ValueError(
             f"The second argument, {tuple(view2.shape)} in {view2.dtype}, looks like labels; it "
             "should be a second view of the images. Labels are not needed: learner(images)."

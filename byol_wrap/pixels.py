@@ -63,9 +63,8 @@ def crop_by_matrices(
     top, left, height, width = torch.tensor(boxes).to(images.device, non_blocking=True).T
     down = _resampling(top, height, size[0], images.shape[2])
     across = _resampling(left, width, size[1], images.shape[3])
-    if mirrored is not None and len(mirrored):
-        mirrored = mirrored.to(images.device, non_blocking=True)
-        across[mirrored] = across[mirrored].flip(-2)
+    if mirrored is not None:
+        on_some(across, mirrored, lambda weights: weights.flip(-2))
     return (down @ (images @ across.mT)).clamp_(0, 1)
 
 

@@ -283,11 +283,12 @@ def test_attach_is_forgiving_and_strict_where_it_should_be() -> None:
 def test_an_optimizer_of_the_net_s_parameters_alone_is_noticed() -> None:
     def train(learner: BYOL, *optimizers: torch.optim.Optimizer) -> None:
         for _ in range(15):
+            for optimizer in optimizers:
+                optimizer.zero_grad()
             learner(images(4)).backward()
             for optimizer in optimizers:
                 optimizer.step()
-                optimizer.zero_grad()
-            learner.update_moving_average()
+            learner.update_moving_average()  # while there are gradients, as in most loops
 
     learner = make()
     with pytest.warns(UserWarning, match="does not train the predictor") as caught:
