@@ -77,6 +77,14 @@ def test_torchrun(tmp_path: Path, options: list[str]) -> None:
     import_module("quickstart").backbone(channels=1).load_state_dict(state)
 
 
+def test_the_loop_of_several_processes_says_how_it_is_started(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        import_module("torchrun_loop").main([])
+    assert "torchrun --nproc-per-node 2" in capsys.readouterr().err
+
+
 def test_auxiliary_loss_trains_one_backbone_with_both(capsys: pytest.CaptureFixture[str]) -> None:
     auxiliary = import_module("auxiliary_loss")
     shown = {}
