@@ -47,7 +47,7 @@ from torch import Tensor, nn
 
 import byol_wrap
 from byol_wrap import BYOL, byol_loss, knn_accuracy, linear_probe, param_groups, warmup_cosine
-from byol_wrap.health import effective_rank, std_ratio
+from byol_wrap.evaluation.health import effective_rank, std_ratio
 from byol_wrap.views import VIEW1, VIEW2, RandomView
 
 RED, DARK = "#b2182b", "#4d4d4d"

@@ -8,17 +8,27 @@ from pathlib import Path
 import byol_wrap
 
 PACKAGE = Path(byol_wrap.__file__).parent
-LEAVES = {"checkpoint", "ema", "heads", "health", "inputs", "losses", "modes", "optim", "pixels"}
+# What each folder, and each module beside them, may import of the package besides itself.
 ALLOWED = {
-    **{leaf: set() for leaf in LEAVES},
-    "views": {"pixels"},
-    "tap": {"modes"},
-    "evaluation": {"modes"},
-    "collapse": {"health"},
-    "encoder": {"modes", "tap"},
-    "byol": LEAVES - {"optim", "pixels"} | {"collapse", "encoder", "tap", "views"},
-    "__init__": {"byol", "ema", "evaluation", "losses", "optim", "views"},
+    "backbone": set(),
+    "views": set(),
+    "training": set(),
+    "evaluation": {"backbone"},
+    "guard": {"evaluation"},
+    "target": {"backbone"},
+    "learner": {"backbone", "evaluation", "guard", "target", "views"},
+    "methods": {"learner", "views"},
+    "__init__": {"evaluation", "learner", "methods", "target", "training", "views"},
 }
+
+
+def files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    """The folder of the package that a file is in; its own name at the top level."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
 def imports(tree: ast.AST) -> set[str]:
@@ -34,21 +44,52 @@ def imports(tree: ast.AST) -> set[str]:
 
 
 def test_imports_point_one_way() -> None:
-    files = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py")}
-    assert files.keys() == ALLOWED.keys()
-    for module, tree in files.items():
-        own = {name.split(".")[1] for name in imports(tree) if name.startswith("byol_wrap.")}
-        assert own <= ALLOWED[module], module
+    assert {room(path) for path in files()} == ALLOWED.keys()
+    for path in files():
+        own = {n.split(".")[1] for n in imports(ast.parse(path.read_text())) if "byol_wrap." in n}
+        assert own <= ALLOWED[room(path)] | {room(path)}, path
+
+
+def test_inside_a_folder_imports_do_not_go_round() -> None:
+    for folder in {path.parent for path in files()} - {PACKAGE}:
+        arrows = {
+            f"byol_wrap.{folder.name}.{path.stem}": imports(ast.parse(path.read_text()))
+            for path in folder.glob("*.py")
+            if path.stem != "__init__"
+        }
+        left = dict(arrows)
+        while left:
+            free = [name for name, to in left.items() if not to & (left.keys() - {name})]
+            assert free, f"in {folder.name} these import each other: {sorted(left)}"
+            for name in free:
+                del left[name]
+
+
+def test_methods_do_not_know_each_other() -> None:
+    methods = {"byol", "simsiam", "simclr", "moco"}
+    for method in methods:
+        own = imports(ast.parse((PACKAGE / "methods" / f"{method}.py").read_text()))
+        assert not own & {f"byol_wrap.methods.{other}" for other in methods - {method}}
 
 
 def test_outside_the_standard_library_only_torch_is_imported_and_kornia_late() -> None:
-    for path in PACKAGE.glob("*.py"):
+    for path in files():
         tree = ast.parse(path.read_text())
         everywhere = {name.split(".")[0] for name in imports(tree)}
         third_party = everywhere - sys.stdlib_module_names - {"byol_wrap", "torch"}
-        assert third_party <= ({"kornia"} if path.stem == "pixels" else set()), path
+        assert third_party <= ({"kornia"} if room(path) == "views" else set()), path
         at_import = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
         assert not any("kornia" in ast.unparse(node) for node in at_import), path
+
+
+def test_no_file_and_no_class_is_too_long_to_be_read() -> None:
+    for path in files():
+        text = path.read_text()
+        assert text.count("\n") <= 300, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef):
+                assert (node.end_lineno or 0) - node.lineno < 250, f"{path}: {node.name}"
+    assert (PACKAGE / "methods" / "byol.py").read_text().count("\n") < 130
 
 
 def test_public_names_are_documented() -> None:

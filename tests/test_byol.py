@@ -170,7 +170,7 @@ def test_tau_follows_the_cosine_and_is_kept_in_a_buffer() -> None:
 
 
 def test_a_target_that_is_never_updated_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("byol_wrap.byol.STEPS_WITHOUT_UPDATE", 3)
+    monkeypatch.setattr("byol_wrap.methods.byol.STEPS_WITHOUT_UPDATE", 3)
     learner = make()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from byol_wrap import BYOL, LARS
-from byol_wrap.collapse import LOOK_EVERY, LOOKS, CollapseWatch, likely_causes
-from byol_wrap.health import Outputs
+from byol_wrap.evaluation.health import Outputs
+from byol_wrap.guard.collapse import LOOK_EVERY, LOOKS, CollapseWatch, likely_causes
 
 
 def clusters():

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import models
 
-from byol_wrap import BYOL, pixels, views
+from byol_wrap import BYOL
+from byol_wrap.views import pixels, random_view
 
 SMALL = {"projection_size": 8, "projection_hidden_size": 16}
 
@@ -82,8 +83,8 @@ def test_nothing_in_a_step_reads_a_value_off_the_device() -> None:
 
 def by_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Crop and blur as on accelerators."""
-    monkeypatch.setattr(views, "crop", pixels.crop_by_matrices)
-    monkeypatch.setattr(views, "blur", pixels.blur_by_matrices)
+    monkeypatch.setattr(random_view, "crop", pixels.crop_by_matrices)
+    monkeypatch.setattr(random_view, "blur", pixels.blur_by_matrices)
 
 
 @pytest.mark.parametrize("side", [64, 96])

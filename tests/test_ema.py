@@ -13,7 +13,13 @@ from reference import FIGURES
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from byol_wrap.ema import at_least_float32, cosine_ema_decay, is_active, on_step, update_average
+from byol_wrap.methods.target import (
+    at_least_float32,
+    cosine_ema_decay,
+    is_active,
+    on_step,
+    update_average,
+)
 
 # The schedule
 

@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
 
-from byol_wrap import BYOL, evaluation, extract_features, knn_accuracy, linear_probe
-from byol_wrap.evaluation import linear_probe_sgd
+from byol_wrap import BYOL, extract_features, knn_accuracy, linear_probe
+from byol_wrap.evaluation import knn, linear, linear_probe_sgd
 
 
 @pytest.fixture(autouse=True)
@@ -241,7 +241,8 @@ class NewTensors(TorchDispatchMode):
 @pytest.mark.parametrize("evaluate", EVALUATIONS)
 def test_no_tensor_is_larger_than_the_limit(evaluate, monkeypatch):
     # 6,000 x 1,024 similarities, 6,000 x 100 logits: both far more than 2**15.
-    monkeypatch.setattr(evaluation, "LARGEST", 2**15)
+    for module in (knn, linear):
+        monkeypatch.setattr(module, "LARGEST", 2**15)
     data = clusters(classes=100, train=6000, test=6000, size=2, spread=0.1)
     with NewTensors() as new:
         evaluate(*data, **({} if evaluate is knn_accuracy else {PACE[evaluate]: 2}))
@@ -285,7 +286,8 @@ def test_training_features_are_not_copied_more_than_needed(evaluate, dtype, copi
 def test_limit_changes_nothing(evaluate, largest, monkeypatch):
     data = clusters()
     expected = evaluate(*data)
-    monkeypatch.setattr(evaluation, "LARGEST", largest)
+    for module in (knn, linear):
+        monkeypatch.setattr(module, "LARGEST", largest)
     assert evaluate(*data) == pytest.approx(expected, abs=0.003)
 
 
@@ -520,7 +522,7 @@ def test_an_epoch_of_sgd_is_all_features_in_even_batches(monkeypatch):
         return cross_entropy(scores, targets, **options)
 
     cross_entropy = nn.functional.cross_entropy
-    monkeypatch.setattr(evaluation.F, "cross_entropy", recorded)
+    monkeypatch.setattr(linear.F, "cross_entropy", recorded)
     linear_probe_sgd(torch.eye(11), torch.arange(11), torch.eye(11), torch.arange(11), batch_size=4)
     assert [len(batch) for batch in seen] == [4, 4, 3] * 80
     epochs = [list(chain.from_iterable(seen[n : n + 3])) for n in range(0, 240, 3)]

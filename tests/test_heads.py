@@ -6,7 +6,7 @@ from reference import TRAJECTORY, encoder, encoder_state, head_state, learner_st
 from torch import nn
 
 from byol_wrap import BYOL
-from byol_wrap.heads import in_features, mlp, set_in_features
+from byol_wrap.methods.heads import in_features, mlp, set_in_features
 
 
 @pytest.mark.parametrize("size", [10, None])

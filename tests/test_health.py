@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from byol_wrap import BYOL
-from byol_wrap.health import (
+from byol_wrap.evaluation.health import (
     alignment,
     effective_rank,
     relative_distance,

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import FIGURES, tensor
 
-from byol_wrap.losses import byol_loss
+from byol_wrap.methods.losses import byol_loss
 
 REFERENCE = FIGURES["regression_loss"]
 

@@ -13,7 +13,7 @@ from reference import FIGURES, tensor
 from torch import nn
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
-from byol_wrap import BYOL, IMAGENET_MEAN, IMAGENET_STD, Recipe, pixels, views
+from byol_wrap import BYOL, IMAGENET_MEAN, IMAGENET_STD, Recipe
 from byol_wrap.views import (
     VIEW1,
     VIEW2,
@@ -25,6 +25,8 @@ from byol_wrap.views import (
     as_unit_float,
     draw,
     normalization,
+    pixels,
+    random_view,
 )
 
 COLOUR_STEPS = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
@@ -159,19 +161,19 @@ def hwc(values):
 @pytest.mark.parametrize("name", ["grayscale", "solarize"])
 def test_greyscale_and_solarize_equal_the_reference(name, dtype):
     figures = FIGURES["augment_ops"]
-    step = {"grayscale": views.greyscale, "solarize": views.solarize}[name]
+    step = {"grayscale": pixels.greyscale, "solarize": pixels.solarize}[name]
     close(step(hwc(figures["image"]).to(dtype)), hwc(figures[name]).to(dtype), 1e-6)
 
 
 def test_greyscale_and_solarize_equal_torchvision():
     batch = images()
-    close(views.greyscale(batch), TF.rgb_to_grayscale(batch, 3), 1e-6)
-    close(views.solarize(batch), TF.solarize(batch, 0.5), 0)
+    close(pixels.greyscale(batch), TF.rgb_to_grayscale(batch, 3), 1e-6)
+    close(pixels.solarize(batch), TF.solarize(batch, 0.5), 0)
 
 
 def test_solarize_inverts_from_one_half_on():
     x = torch.tensor([0.0, 0.25, 0.499, 0.5, 0.75, 1.0])
-    close(views.solarize(x), torch.tensor([0.0, 0.25, 0.499, 0.5, 0.25, 0.0]), 1e-7)
+    close(pixels.solarize(x), torch.tensor([0.0, 0.25, 0.499, 0.5, 0.25, 0.0]), 1e-7)
 
 
 # The whole pipeline
@@ -421,7 +423,7 @@ def taken(monkeypatch):
         ("brightness", "contrast", "saturation", "hue"),
         ("greyscale", "blur", "solarize"),
     )
-    for module, names in ((pixels, colour), (views, others)):
+    for module, names in ((pixels, colour), (random_view, others)):
         for name in names:
             monkeypatch.setattr(module, name, partial(counting, name, getattr(module, name)))
     return counts

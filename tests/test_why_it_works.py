@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from byol_wrap import BYOL, knn_accuracy, linear_probe
-from byol_wrap.health import effective_rank, std_ratio
+from byol_wrap.evaluation.health import effective_rank, std_ratio
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 STEPS, BATCH_SIZE = 3, 8

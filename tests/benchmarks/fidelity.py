@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from kornia.color import hsv_to_rgb, rgb_to_hsv
 from torch import Tensor, nn
 
-from byol_wrap import pixels, views
+from byol_wrap.views import pixels, random_view
 
 
 class TargetDrawnAnew(quality.ByolWrap):
@@ -65,7 +65,7 @@ class PlainCrop(quality.ByolWrap):
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
         """The same boxes, resized in another way."""
-        with patch.object(views, "crop", crop):
+        with patch.object(random_view, "crop", crop):
             return super().step(images, labels)
 
 

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer, resnet18, resnet50
 
 from byol_wrap import BYOL, byol_loss
-from byol_wrap.heads import mlp
+from byol_wrap.methods.heads import mlp
 
 PARTS = ("views", "forward", "backward", "optimizer", "moving average")
 

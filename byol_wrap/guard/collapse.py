@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from byol_wrap.health import Outputs, std_ratio
+from byol_wrap.evaluation.health import Outputs, std_ratio
 
 COLLAPSED = 0.1  # a std ratio below it is that of features which hardly tell images apart
 LOOK_EVERY = 20  # training steps between two looks at the std ratio

@@ -12,11 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from byol_wrap import heads, inputs
-from byol_wrap.checkpoint import check_fits
-from byol_wrap.collapse import COLLAPSED, LOOK_EVERY, LOOKS, CollapseWatch, likely_causes
-from byol_wrap.ema import at_least_float32, cosine_ema_decay, is_active, on_step, update_average
-from byol_wrap.encoder import (
+from byol_wrap.backbone.encoder import (
     Encoder,
     check_net,
     copy_net,
@@ -28,7 +24,10 @@ from byol_wrap.encoder import (
     probe,
     writes,
 )
-from byol_wrap.health import (
+from byol_wrap.backbone.finding import check_pool, layer_name
+from byol_wrap.backbone.modes import eval_mode, outside_graph
+from byol_wrap.backbone.reading import Pool, Representation
+from byol_wrap.evaluation.health import (
     Outputs,
     alignment,
     effective_rank,
@@ -36,9 +35,18 @@ from byol_wrap.health import (
     std_ratio,
     uniformity,
 )
-from byol_wrap.losses import byol_loss
-from byol_wrap.modes import eval_mode, outside_graph
-from byol_wrap.tap import Pool, Representation, check_pool, layer_name
+from byol_wrap.guard import inputs
+from byol_wrap.guard.checkpoint import check_fits
+from byol_wrap.guard.collapse import COLLAPSED, LOOK_EVERY, LOOKS, CollapseWatch, likely_causes
+from byol_wrap.methods import heads
+from byol_wrap.methods.losses import byol_loss
+from byol_wrap.methods.target import (
+    at_least_float32,
+    cosine_ema_decay,
+    is_active,
+    on_step,
+    update_average,
+)
 from byol_wrap.views import Augment, RandomView, Views, as_pair, normalization
 
 BATCHES_CHECKED = 10  # how many batches are checked for NaN where a check waits for the device

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from byol_wrap.modes import eval_mode
-from byol_wrap.tap import Pool, Representation, find_representation
+from byol_wrap.backbone.finding import find_representation
+from byol_wrap.backbone.modes import eval_mode
+from byol_wrap.backbone.reading import Pool, Representation
 
 
 class Encoder(nn.Module):

@@ -1,113 +1,19 @@
-"""Finds the layer whose values represent an image, and reads it; nothing stays on the net.
-
-Hooks live on a user's net only while a forward runs. The forward stops at the layer: what lies
-behind it (a classifier, say) is not computed.
-"""
+"""Finds the layer whose values represent an image."""
 
 import difflib
 import math
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from byol_wrap.modes import outside_graph
-
-Pool = str | Callable[[Tensor], Tensor]
+from byol_wrap.backbone.reading import Pool, Representation, main_tensor, pooled
 
 CLASS_TOKENS = {"cls_token", "class_token", "class_embedding", "cls_embedding"}
-MAIN_FIELDS = ("logits", "image_embeds", "pooler_output", "last_hidden_state", "out")
 POOLS = ("mean", "max", "class_token", "flatten")
-
-
-@dataclass(frozen=True)
-class Representation:
-    """Which values of a net represent an image: ``learner.representation``.
-
-    Attributes:
-        layer: dotted name of the layer in the net; "" is the net itself.
-        side: whether the layer's input or its output is taken.
-        pool: how it becomes one vector an image: "none", "mean", "max", "class_token", "flatten"
-            or the user's callable.
-        channels_last: whether channels are the last dimension (tokens, NHWC maps) or the second.
-        size: length D of that vector.
-    """
-
-    layer: str
-    side: Literal["input", "output"]
-    pool: Pool
-    channels_last: bool = field(repr=False)
-    size: int
-
-    def read(self, net: nn.Module, x: Tensor) -> Tensor:
-        """Run ``net`` on ``x`` as far as the layer: (B, ...) in, (B, D) out, with gradient.
-
-        Raises:
-            RuntimeError: the layer was not reached, or gave no tensor of the expected size.
-        """
-        value = _main_tensor(net(x)) if self.layer == "" else _capture(net, self, x)
-        if value is None:
-            raise RuntimeError(
-                f"The representation layer {self.layer!r} was not reached in this forward, or gave "
-                "no tensor. A layer that only some inputs reach, or one inside a module compiled "
-                "after wrapping, cannot be the representation: choose another hidden_layer, and "
-                "compile the learner rather than its net."
-            )
-        vector = pooled(value, self.pool, self.channels_last)
-        if vector.shape != (x.shape[0], self.size):
-            raise RuntimeError(
-                f"The representation {self} should give ({x.shape[0]}, {self.size}) for a batch of "
-                f"{x.shape[0]}, but gave {tuple(vector.shape)}. Feed images of the size that the "
-                "heads were built for, or choose pool='mean'."
-            )
-        return vector
-
-
-class _Reached(BaseException):
-    """Carries the tapped value out of a net's forward; no ``except Exception`` may swallow it."""
-
-
-def _stop_at_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    raise _Reached(_main_tensor((*args, *kwargs.values())))
-
-
-def _stop_at_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    raise _Reached(_main_tensor(output))
-
-
-# A hook stops whoever runs the net: two threads with one net take turns.
-_one_at_a_time: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
-
-
-# Under torch.compile the hook comes and goes between graphs: attached inside one it breaks it (and
-# older compilers), and left on the net it would break the promise to leave nothing there.
-@outside_graph(recursive=False)
-def _capture(net: nn.Module, tap: Representation, x: Tensor) -> Tensor | None:
-    layer = net.get_submodule(tap.layer)
-    with _one_at_a_time.setdefault(net, threading.RLock()):
-        handle = (
-            layer.register_forward_pre_hook(_stop_at_input, with_kwargs=True)
-            if tap.side == "input"
-            else layer.register_forward_hook(_stop_at_output)
-        )
-        try:
-            return _run_until_reached(net, x)
-        finally:
-            handle.remove()
-
-
-def _run_until_reached(net: nn.Module, x: Tensor) -> Tensor | None:
-    try:
-        net(x)
-    except _Reached as reached:
-        value: Tensor | None = reached.args[0]
-        return value
-    return None
 
 
 def find_representation(
@@ -149,7 +55,7 @@ def find_representation(
         side, value = "output", output
         if name:
             _check_reached_once(name, calls)
-            value = _main_tensor(calls[0].output)
+            value = main_tensor(calls[0].output)
 
     where = f"The {side} of layer {name!r}" if name else "The net's output"
     if value is None or not value.is_floating_point():
@@ -261,7 +167,7 @@ def _record(
             if name is None and isinstance(layer, nn.Conv2d) and output.shape[2:].numel() > 1:
                 return  # a map of classes
             version = output._version if isinstance(output, Tensor) else 0
-            calls.append(_Call(label, _main_tensor((*args, *kwargs.values())), output, version))
+            calls.append(_Call(label, main_tensor((*args, *kwargs.values())), output, version))
 
         return record
 
@@ -274,7 +180,7 @@ def _record(
                 handle = layer.register_forward_hook(recorder(label), with_kwargs=True)
                 hooks.callback(handle.remove)
         try:
-            return calls, events, _main_tensor(net(sample))
+            return calls, events, main_tensor(net(sample))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -371,30 +277,6 @@ def _check_reached_once(name: str, calls: list[_Call]) -> None:
         )
 
 
-def _main_tensor(output: Any) -> Tensor | None:
-    """The tensor that stands for a structured output.
-
-    Of a mapping or dataclass the field that holds logits or a pooled output, or else the first with
-    a tensor; of a tuple the first; of a list (a pyramid of feature maps) the last.
-    """
-    if isinstance(output, Tensor):
-        return output
-    parts: list[Any] = []
-    if isinstance(output, Mapping):
-        parts = [output[key] for key in MAIN_FIELDS if key in output] + list(output.values())
-    elif is_dataclass(output) and not isinstance(output, type):
-        values = {f.name: getattr(output, f.name) for f in fields(output)}
-        return _main_tensor(values)
-    elif isinstance(output, tuple):
-        parts = list(output)
-    elif isinstance(output, list):
-        parts = output[::-1]
-    for part in parts:
-        if (tensor := _main_tensor(part)) is not None:
-            return tensor
-    return None
-
-
 def _trained_by(value: Tensor) -> set[int] | None:
     """Ids of the parameters that a gradient of ``value`` reaches, read off its graph.
 
@@ -432,24 +314,3 @@ def _choose_pool(net: nn.Module, value: Tensor) -> str:
         return "none"
     names = {name.rpartition(".")[2] for name, _ in net.named_parameters()}
     return "class_token" if value.ndim == 3 and names & CLASS_TOKENS else "mean"
-
-
-def pooled(value: Tensor, pool: Pool, channels_last: bool) -> Tensor:
-    """Turn tokens (B, T, C) or maps (B, C, ...) or (B, ..., C) into vectors (B, D).
-
-    Raises:
-        TypeError: a callable ``pool`` returned something else than a tensor.
-    """
-    if callable(pool):
-        vector = pool(value)
-        if not isinstance(vector, Tensor):
-            raise TypeError(f"pool should return a tensor (B, D), got {type(vector).__name__}.")
-        return vector
-    if value.ndim == 2:
-        return value
-    if pool == "flatten":
-        return value.flatten(1)
-    if pool == "class_token":
-        return value[:, 0]
-    positions = tuple(range(1, value.ndim - 1) if channels_last else range(2, value.ndim))
-    return value.amax(positions) if pool == "max" else value.mean(positions)

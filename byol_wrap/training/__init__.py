@@ -1,0 +1,1 @@
+"""Optimizers, schedules and settings for a training loop of one's own."""

@@ -1,0 +1,25 @@
+"""Two views of a batch, on its device."""
+
+from byol_wrap.views.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize, normalization
+from byol_wrap.views.pair import Augment, Views
+from byol_wrap.views.pixels import as_unit_float
+from byol_wrap.views.random_view import Draws, RandomView, apply, as_pair, draw
+from byol_wrap.views.recipes import VIEW1, VIEW2, Recipe
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "VIEW1",
+    "VIEW2",
+    "Augment",
+    "Draws",
+    "Normalize",
+    "RandomView",
+    "Recipe",
+    "Views",
+    "apply",
+    "as_pair",
+    "as_unit_float",
+    "draw",
+    "normalization",
+]

@@ -1,0 +1,64 @@
+"""Normalisation of pixels in [0, 1], channel by channel."""
+
+import math
+from collections.abc import Sequence, Sized
+
+import torch
+from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def normalization(
+    mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
+) -> "Normalize":
+    """Normalisation with the given statistics, or else ImageNet's for 3 channels, 0.5 for others.
+
+    Raises:
+        ValueError: one of the two is missing, or see ``Normalize``.
+    """
+    if mean is None and std is None:
+        half = (0.5,) * channels
+        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else (half, half)
+    if mean is None or std is None:
+        raise ValueError(f"mean and std go together, got mean={mean}, std={std}: give both.")
+    return Normalize(mean, std, channels)
+
+
+class Normalize:
+    """Subtract a mean and divide by a standard deviation, channel by channel.
+
+    Args:
+        mean: one number a channel, for pixels in [0, 1] (divide those for [0, 255] by 255).
+        std: one positive number a channel.
+        channels: how many channels there are.
+
+    Raises:
+        ValueError: another number of values than channels, or values out of range.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+        for name, values in (("mean", mean), ("std", std)):
+            count = len(values) if isinstance(values, Sized) else "no sequence"
+            if count != channels:
+                raise ValueError(
+                    f"{name} expects one number for each of the {channels} channels, got {count}: "
+                    f"{values}. Give channels= too if the images have another number of channels."
+                )
+        self.mean = tuple(float(value) for value in mean)
+        self.std = tuple(float(value) for value in std)
+        if not all(math.isfinite(m) and 0 < s < math.inf for m, s in zip(mean, std, strict=True)):
+            raise ValueError(
+                f"mean must be finite and std positive, got mean={self.mean}, std={self.std}."
+            )
+        self._on_device: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in, the same shape out."""
+        if images.device not in self._on_device:
+            with torch.inference_mode(False):
+                stats = torch.tensor([self.mean, self.std], device=images.device)
+            self._on_device[images.device] = (stats[0, :, None, None], stats[1, :, None, None])
+        mean, std = self._on_device[images.device]
+        return (images - mean) / std

@@ -1,0 +1,46 @@
+"""What is drawn with which probability: tables of numbers, one for each view of a method."""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Probabilities and ranges of one pipeline, in the order in which its steps are taken.
+
+    The defaults are those of the paper's first view. Probabilities are per image. Small runs learn
+    faster from gentler crops.
+
+    Attributes:
+        crop_area: range of the crop's share of the image's area.
+        crop_ratio: range of its width over its height.
+        flip: probability of mirroring left and right.
+        jitter: probability of the four colour steps, which come in an order drawn for each image.
+        brightness: factor drawn from 1 - brightness to 1 + brightness.
+        contrast: likewise.
+        saturation: likewise.
+        hue: turn drawn from -hue to hue; 1 is a whole turn.
+        greyscale: probability.
+        blur: probability; images that come out smaller than 64 pixels are not blurred.
+        blur_sigma: range in pixels.
+        solarize: probability of inverting the values from one half up.
+
+    Reference:
+        Grill et al. 2020, appendix B and table 6.
+    """
+
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    jitter: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
+    greyscale: float = 0.2
+    blur: float = 1.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize: float = 0.0
+
+
+VIEW1 = Recipe()
+VIEW2 = replace(VIEW1, blur=0.1, solarize=0.2)
