@@ -1,12 +1,51 @@
 """What a learner may be fed, and the errors for what it may not."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 SMALLEST_SIDE = 8  # pixels; the smallest crop of such an image has two
 FAR_BELOW, FAR_ABOVE = -0.5, 1.5
+BATCHES_CHECKED = 10  # how many batches are checked for NaN where a check waits for the device
+
+
+class Gate:
+    """All that comes in passes here, before anything is changed.
+
+    Values are looked at in every batch on the CPU, and in the first few elsewhere, where looking
+    means waiting.
+    """
+
+    def __init__(self) -> None:
+        self._batches_checked = 0
+
+    def images(
+        self,
+        images: Tensor,
+        channels: int,
+        device: torch.device,
+        warn: Callable[[str, str], None],
+    ) -> None:
+        """Check a batch of images; see ``check_images``. Warns of values far outside [0, 1]."""
+        check_images(images, channels, device)
+        low, high = self._range(images, "images")
+        if low < FAR_BELOW or high > FAR_ABOVE:
+            warn("range", far_from_unit_message(low, high))
+
+    def pair(self, view1: Tensor, view2: Tensor, device: torch.device) -> None:
+        """Check two views that are fed as they are; see ``check_pair``."""
+        check_pair(view1, view2, device)
+        self._range(view1, "view1")
+        self._range(view2, "view2")
+
+    def _range(self, batch: Tensor, name: str) -> tuple[float, float]:
+        if batch.device.type != "cpu":
+            if self._batches_checked >= BATCHES_CHECKED:
+                return 0.0, 1.0
+            self._batches_checked += 1
+        return check_values(batch, name)
 
 
 def check_images(images: Tensor, channels: int, device: torch.device) -> None:
@@ -83,13 +122,13 @@ def check_pair(view1: Tensor, view2: Tensor, device: torch.device) -> None:
         )
 
 
-def check_more_than_one(batch: Tensor) -> None:
-    """Raise ValueError for a batch of one, which BatchNorm in the heads cannot train on."""
+def check_more_than_one(batch: Tensor, method: str) -> None:
+    """Raise ValueError for a batch of one, which neither BatchNorm nor negatives can train on."""
     if batch.shape[0] == 1:
         raise ValueError(
-            "A batch of one cannot train BYOL: the heads' BatchNorm needs at least 2 images. Use a "
-            "larger batch (drop_last=True in the DataLoader); to only compute, use "
-            "learner.embed(images) or learner.eval()."
+            f"A batch of one cannot train {method}: it needs at least 2 images, for BatchNorm in "
+            "the heads or to compare them. Use a larger batch (drop_last=True in the DataLoader); "
+            "to only compute, use learner.embed(images) or learner.eval()."
         )
 
 
@@ -112,11 +151,6 @@ def check_values(batch: Tensor, name: str) -> tuple[float, float]:
             "not finite. Look for a division by zero or a broken file in the data."
         )
     return low, high
-
-
-def is_far_from_unit(low: float, high: float) -> bool:
-    """Whether values far outside [0, 1] occur."""
-    return low < FAR_BELOW or high > FAR_ABOVE
 
 
 def far_from_unit_message(low: float, high: float) -> str:
