@@ -81,11 +81,12 @@ class Following(Wrapper):
 
     @torch.no_grad()
     def _update(self) -> None:
-        if self._pace is not None:
-            self.target.follow(self.online, self.tau)
-            self._pace.advance(self.step)
-        self._watch.updated()
         name, head = self._last_head()
+        if self._pace is not None:
+            if self._watch.may_follow(head):
+                self.target.follow(self.online, self.tau)
+            self._pace.advance(self.step)
+            self._watch.updated(self._pace.updates, self._pace.total_steps)
         self._watch.look_at(self.net, head, name)
 
     def _last_head(self) -> tuple[str, nn.Module]:

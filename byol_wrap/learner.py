@@ -156,7 +156,8 @@ class Learner(Following):
             return self._next_direction()
         if return_embedding:
             return self._embedding(images, view2, return_projection)
-        return self.loss(*self._begin(images, view2))
+        views = self._begin(images, view2)
+        return self._end(self.loss(*views))
 
     def halves(
         self, images: Tensor, view2: Tensor | None = None, *, parallel: nn.Module | None = None
@@ -233,14 +234,22 @@ class Learner(Following):
     def _begin(self, images: Tensor, view2: Tensor | None) -> tuple[Tensor, Tensor]:
         """Two views, and a training step counted."""
         views = self._two_views(images, view2)
-        if self.training and torch.is_grad_enabled():
+        if torch.is_grad_enabled():
             tau = self.tau if self.has_target else None
-            predictor = getattr(self, "predictor", None)
-            self._watch.step(Run(tau, predictor, self._attachment.optimizer))
+            run = Run(tau, getattr(self, "predictor", None), self._attachment.optimizer)
+            self._watch.step(run, self, self.net)
+            if self.has_target:
+                self.target.freeze_statistics_as(self.online)
         self._watch.forget_batch()
         return views
+
+    @outside_graph(recursive=True)
+    def _end(self, loss: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            self._watch.lost(loss)
+        return loss
 
     @outside_graph(recursive=False)
     def _next_direction(self) -> Tensor:
         assert self._direction is not None
-        return next(self._direction)
+        return self._end(next(self._direction))

@@ -4,10 +4,12 @@ import copy
 import math
 import weakref
 from collections.abc import Callable, Iterable
+from operator import index as as_index
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -37,6 +39,16 @@ class Target(Encoder):
         """Move towards the online network; see ``update_average``."""
         update_average(self, online, decay)
 
+    def freeze_statistics_as(self, online: Encoder) -> None:
+        """Keep BatchNorm layers in eval mode where the online network's are, put there on purpose.
+
+        The target is in the mode of its learner otherwise.
+        """
+        pairs = zip(self.net.modules(), online.net.modules(), strict=False)
+        for ours, theirs in pairs:
+            if isinstance(ours, _BatchNorm) and ours.training != theirs.training:
+                ours.train(theirs.training)
+
     def start_from(self, projector: nn.Module) -> None:
         """Take over a projector whose size has been found."""
         training = self.projector.training  # embed builds in eval mode
@@ -52,6 +64,7 @@ class Pace:
     Attributes:
         base: tau of the first update, in [0, 1].
         total_steps: over how many updates it rises to 1; None keeps it constant.
+        updates: how many there were; None where it must be read off the device first.
 
     Raises:
         ValueError: one of them out of its range.
@@ -60,28 +73,31 @@ class Pace:
     def __init__(self, base: float, total_steps: int | None) -> None:
         if not 0 <= base <= 1:
             raise ValueError(f"moving_average_decay lies in [0, 1], got {base}.")
-        if total_steps is not None and (not isinstance(total_steps, int) or total_steps < 1):
+        try:
+            self.total_steps = None if total_steps is None else as_index(total_steps)
+        except TypeError:
+            self.total_steps = 0
+        if self.total_steps is not None and self.total_steps < 1:
             raise ValueError(f"total_steps should be an integer >= 1 or None, got {total_steps!r}.")
         self.base = base
-        self.total_steps = total_steps
-        self._updates: int | None = None  # None where it must be read off the device first
+        self.updates: int | None = None  # None where it must be read off the device first
 
     def tau(self, step: Tensor) -> float:
         """The decay of the next update, after ``step`` of them."""
         if self.total_steps is None:
             return self.base
-        if self._updates is None:
-            self._updates = int(step)
-        return cosine_ema_decay(self._updates, self.total_steps, self.base)
+        if self.updates is None:
+            self.updates = int(step)
+        return cosine_ema_decay(self.updates, self.total_steps, self.base)
 
     def advance(self, step: Tensor) -> None:
         """Count one more update."""
         step += 1
-        self._updates = None if self._updates is None else self._updates + 1
+        self.updates = None if self.updates is None else self.updates + 1
 
     def read_anew(self) -> None:
         """Forget what is known of the count: it was loaded."""
-        self._updates = None
+        self.updates = None
 
 
 class Attachment:

@@ -20,7 +20,8 @@ from byol_wrap.backbone.finding import check_pool, layer_name
 from byol_wrap.backbone.modes import eval_mode, outside_graph
 from byol_wrap.backbone.reading import Pool, Representation
 from byol_wrap.guard.checkpoint import Checkpointed
-from byol_wrap.guard.inputs import Gate, check_more_than_one
+from byol_wrap.guard.gate import Gate
+from byol_wrap.guard.inputs import check_more_than_one
 from byol_wrap.guard.watch import Watch
 from byol_wrap.target import Target, at_least_float32
 from byol_wrap.views import Augment, Recipe, Views, as_pair, is_random_view, normalization
@@ -77,8 +78,8 @@ class Wrapper(Checkpointed):
         self._gate = Gate()
         if size is not None:
             self._build_on_noise(size, guessed=channels is None)
-        own_views = augment_fn is not None and not is_random_view(augment_fn)
-        unnormalized = mean is None and std is None and own_views
+        self._own_views = augment_fn is not None and not is_random_view(augment_fn)
+        unnormalized = mean is None and std is None and self._own_views
         normalize = None if unnormalized else normalization(mean, std, self.channels)
         self._views = Views(augment_fn, augment_fn2, size, normalize, recipes=recipes)
 
@@ -97,12 +98,16 @@ class Wrapper(Checkpointed):
         """Whether the method has a target network."""
         return "target" in self._modules
 
-    def embed(self, images: Tensor) -> Tensor:
+    def embed(self, images: Tensor, *, prepared: bool | None = None) -> Tensor:
         """Representations of images: eval mode, no gradient; every training flag is put back.
 
         Args:
-            images: (B, C, H, W) on the net's device, uint8 or floats in [0, 1], B at least 1. They
-                are normalised as the views are, and neither augmented nor resized.
+            images: what the learner is trained on. Images (B, C, H, W) on the net's device, uint8
+                or floats in [0, 1], B at least 1, are normalised as the views are, and neither
+                augmented nor resized. After training on two views that were fed as they are, a
+                batch is fed as it is, too, in whatever shape the net takes.
+            prepared: True feeds a batch as it is, False normalises; None does as training did, and
+                normalises where there was none in this process.
 
         Returns:
             (B, D), in the net's dtype.
@@ -117,7 +122,7 @@ class Wrapper(Checkpointed):
             device, enabled=torch.is_autocast_enabled(device), cache_enabled=False
         )
         with torch.no_grad(), uncached, eval_mode(self.online):
-            return self.online.represent(self._images(images))
+            return self.online.represent(self._images(images, prepared=prepared))
 
     def views(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The two augmented, normalised views of a batch that ``forward`` feeds to the networks.
@@ -131,7 +136,7 @@ class Wrapper(Checkpointed):
         Raises:
             TypeError, ValueError: as ``forward``.
         """
-        self._gate.images(images, self.channels, self._place(), self._watch.warn)
+        self._check_images(images)
         return self._views(images)
 
     # The way of a batch
@@ -144,27 +149,41 @@ class Wrapper(Checkpointed):
                 "nn.DataParallel runs copies of a learner that share its hooks: use "
                 "torch.nn.parallel.DistributedDataParallel(learner)."
             )
+        own = view2 is not None
         if view2 is not None:
             self._gate.pair(images, view2, self._place())
         else:
-            self._gate.images(images, self.channels, self._place(), self._watch.warn)
+            self._check_images(images)
         if self.training:
             check_more_than_one(images, type(self).__name__)
         view1, view2 = self._views(images) if view2 is None else (images, view2)
+        if self.training and torch.is_grad_enabled():
+            self._gate.trained_on("views" if own else "images", images)
+        if not own:
+            self._gate.views(view1, self._views.normalize is not None, self._watch.warn)
         if self.representation is None:
             self._build(view1[:2])
         return view1, view2
 
     @outside_graph(recursive=True)
-    def _images(self, images: Tensor, *, trains_heads: bool = False) -> Tensor:
+    def _images(
+        self, images: Tensor, *, prepared: bool | None = None, trains_heads: bool = False
+    ) -> Tensor:
         """What they are used on: the same, but for the augmentation."""
-        self._gate.images(images, self.channels, self._place(), self._watch.warn)
+        if self._gate.as_it_is(images, self._watch.warn) if prepared is None else prepared:
+            self._gate.pair(images, images, self._place())
+        else:
+            self._check_images(images)
+            images = self._views.normalized(images)
         if trains_heads:
             check_more_than_one(images, type(self).__name__)
-        images = self._views.normalized(images)
         if self.representation is None:
             self._build(images[:2])
         return images
+
+    def _check_images(self, images: Tensor) -> None:
+        warn, any_shape = self._watch.warn, self._own_views
+        self._gate.images(images, self.channels, self._place(), warn, any_shape=any_shape)
 
     def _place(self) -> torch.device:
         """Where the networks are, and so where images should be."""

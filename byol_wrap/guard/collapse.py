@@ -1,5 +1,6 @@
 """Notices a collapse, and says what may have caused it."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,7 @@ class CollapseWatch:
     """
 
     def __init__(self) -> None:
+        self.not_finite = False  # whether a look found features that were not
         self._steps = 0
         self._collapsed_looks = 0
         self._look: Tensor | None = None
@@ -59,6 +61,7 @@ class CollapseWatch:
         ratios: list[float] = []
         if self._look is not None and (self._copied is None or self._copied.query()):
             ratios = self._look.tolist()
+            self.not_finite = not all(map(math.isfinite, ratios))
             self._collapsed_looks = self._collapsed_looks + 1 if min(ratios) < COLLAPSED else 0
             self._look = None
         if self._look is None:

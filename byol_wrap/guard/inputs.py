@@ -1,51 +1,11 @@
-"""What a learner may be fed, and the errors for what it may not."""
+"""What a batch must be to be taken, and the errors for what it may not be."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 SMALLEST_SIDE = 8  # pixels; the smallest crop of such an image has two
-FAR_BELOW, FAR_ABOVE = -0.5, 1.5
-BATCHES_CHECKED = 10  # how many batches are checked for NaN where a check waits for the device
-
-
-class Gate:
-    """All that comes in passes here, before anything is changed.
-
-    Values are looked at in every batch on the CPU, and in the first few elsewhere, where looking
-    means waiting.
-    """
-
-    def __init__(self) -> None:
-        self._batches_checked = 0
-
-    def images(
-        self,
-        images: Tensor,
-        channels: int,
-        device: torch.device,
-        warn: Callable[[str, str], None],
-    ) -> None:
-        """Check a batch of images; see ``check_images``. Warns of values far outside [0, 1]."""
-        check_images(images, channels, device)
-        low, high = self._range(images, "images")
-        if low < FAR_BELOW or high > FAR_ABOVE:
-            warn("range", far_from_unit_message(low, high))
-
-    def pair(self, view1: Tensor, view2: Tensor, device: torch.device) -> None:
-        """Check two views that are fed as they are; see ``check_pair``."""
-        check_pair(view1, view2, device)
-        self._range(view1, "view1")
-        self._range(view2, "view2")
-
-    def _range(self, batch: Tensor, name: str) -> tuple[float, float]:
-        if batch.device.type != "cpu":
-            if self._batches_checked >= BATCHES_CHECKED:
-                return 0.0, 1.0
-            self._batches_checked += 1
-        return check_values(batch, name)
 
 
 def check_images(images: Tensor, channels: int, device: torch.device) -> None:
@@ -58,9 +18,17 @@ def check_images(images: Tensor, channels: int, device: torch.device) -> None:
     """
     check_batch(images, device, "images")
     if images.dtype != torch.uint8 and not images.is_floating_point():
+        if images.dtype == torch.bool:
+            hint = "images.float() makes black and white of them"
+        elif images.dtype.is_complex:
+            hint = "take their magnitude, and divide by the largest that there can be"
+        else:
+            hint = (
+                "make floats of them and divide by the largest value that there can be, such as "
+                "images.float() / 65535 for 16 bits"
+            )
         raise TypeError(
-            f"images should be uint8 in [0, 255] or floats in [0, 1], got {images.dtype}; "
-            "use images.to(torch.uint8), or divide by the largest value."
+            f"images should be uint8 in [0, 255] or floats in [0, 1], got {images.dtype}; {hint}."
         )
     if images.ndim != 4:
         raise ValueError(
@@ -151,13 +119,3 @@ def check_values(batch: Tensor, name: str) -> tuple[float, float]:
             "not finite. Look for a division by zero or a broken file in the data."
         )
     return low, high
-
-
-def far_from_unit_message(low: float, high: float) -> str:
-    """What to say of them."""
-    guess = "Are they normalised already?" if low < 0 else "Are they still in [0, 255]?"
-    return (
-        f"images should be floats in [0, 1], got values from {low:.3g} to {high:.3g}. {guess} The "
-        "default views clip to [0, 1] and normalise: divide by 255, or leave normalisation out of "
-        "your loader."
-    )
