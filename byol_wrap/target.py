@@ -3,7 +3,7 @@
 import copy
 import math
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from operator import index as as_index
 from typing import Any
 
@@ -22,10 +22,16 @@ class Target(Encoder):
 
     At least float32, since averages stand still in half precision. Its BatchNorm statistics are
     its own, and in training mode it uses those of the batch, as the online network does.
+
+    Attributes:
+        behind: names of those parameters of the net that are only reached behind the
+            representation. They are the online network's own, so that they cost no memory; a state
+            has nothing for them.
     """
 
     def __init__(self, online: Encoder) -> None:
         super().__init__(copy_net(online.net), copy.deepcopy(online.projector))
+        self.behind: frozenset[str] = frozenset()
         freeze(self)
         at_least_float32(self)
 
@@ -37,7 +43,26 @@ class Target(Encoder):
 
     def follow(self, online: Encoder, decay: float) -> None:
         """Move towards the online network; see ``update_average``."""
-        update_average(self, online, decay)
+        update_average(self, online, decay, leave={f"net.{name}" for name in self.behind})
+
+    def share(self, online: Encoder, behind: Iterable[str]) -> None:
+        """Hold the online network's values where the target has no use for its own.
+
+        Not of a net in half precision, beside which the target is wider.
+        """
+        pairs = [(n, self.net.get_parameter(n), online.net.get_parameter(n)) for n in behind]
+        self.behind = frozenset(name for name, own, theirs in pairs if own.dtype == theirs.dtype)
+        for name, own, theirs in pairs:
+            if name in self.behind:
+                own.data = theirs.data
+
+    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> Any:
+        """As ``nn.Module.state_dict``; what is shared is empty in it."""
+        state = super().state_dict(*args, prefix=prefix, **kwargs)
+        for name in self.behind:
+            value = state[f"{prefix}net.{name}"]
+            state[f"{prefix}net.{name}"] = torch.empty(0, dtype=value.dtype, device=value.device)
+        return state
 
     def freeze_statistics_as(self, online: Encoder) -> None:
         """Keep BatchNorm layers in eval mode where the online network's are, put there on purpose.
@@ -182,7 +207,9 @@ def cosine_ema_decay(step: int, total_steps: int, base: float) -> float:
 
 
 @torch.no_grad()
-def update_average(average: nn.Module, online: nn.Module, decay: float) -> None:
+def update_average(
+    average: nn.Module, online: nn.Module, decay: float, *, leave: Collection[str] = ()
+) -> None:
     """Move every parameter of ``average`` towards its twin in ``online``, in one foreach call.
 
     ``average <- average + (1 - decay) (online - average)``, in the dtype of ``average``; equal
@@ -193,12 +220,15 @@ def update_average(average: nn.Module, online: nn.Module, decay: float) -> None:
         average: the module that is moved. Parameters that it lets be empty are left out.
         online: a module of the same structure.
         decay: tau, in [0, 1]; 1 changes nothing, 0 copies.
+        leave: names of parameters of ``average`` that stay as they are.
 
     Raises:
         RuntimeError: the two no longer have the same parameters.
     """
     targets, sources = _averaged(average.parameters()), _averaged(online.parameters())
-    pairs = [(t, s) for t, s in zip(targets, sources, strict=False) if t.numel()]
+    left = {id(p) for name, p in average.named_parameters() if name in leave} if leave else set()
+    together = zip(targets, sources, strict=False)
+    pairs = [(t, s) for t, s in together if t.numel() and id(t) not in left]
     if len(targets) != len(sources) or any(t.shape != s.shape for t, s in pairs):
         raise RuntimeError(
             "The online network no longer has the parameters it was wrapped with: it has "

@@ -10,10 +10,8 @@ from byol_wrap.backbone.encoder import (
     Encoder,
     check_net,
     copy_net,
-    empty,
     first_channels,
     float_parameter,
-    is_empty,
     probe,
 )
 from byol_wrap.backbone.finding import check_pool, layer_name
@@ -235,7 +233,7 @@ class Wrapper(Checkpointed):
         self.online.representation = representation
         if self.has_target:
             self.target.representation = representation
-            empty(self.target.net, behind)
+            self.target.share(self.online, behind)
         # Read by DistributedDataParallel, which otherwise waits for gradients that never come.
         self._ddp_params_and_buffers_to_ignore = [f"online.net.{name}" for name in unused]
 
@@ -251,16 +249,21 @@ class Wrapper(Checkpointed):
         """What the target has no use for, or will not have as soon as it is known what it uses."""
         if not self.has_target:
             return {}
+        own = self.target.net.state_dict(prefix="target.net.")
         unknown = self.representation is None
-        return {
-            name: value
-            for name, value in self.target.net.state_dict(prefix="target.net.").items()
-            if name in given and (is_empty(value) or (unknown and is_empty(given[name])))
-        }
+        left = {f"target.net.{name}" for name in self.target.behind}
+        left |= {n for n in own if unknown and n in given and _is_empty(given[n])}
+        return {name: own[name] for name in left if name in given}
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Wrapper":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.has_target:
             at_least_float32(self.target)
+            self.target.share(self.online, self.target.behind)  # which were moved one by one
         self._watch.forget_batch()
         return self
+
+
+def _is_empty(value: object) -> bool:
+    """Whether a state's value stands for a parameter that is not the target's own."""
+    return isinstance(value, Tensor) and value.shape == (0,)

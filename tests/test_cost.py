@@ -136,8 +136,10 @@ class Behind(nn.Module):
         return self.tail(self.tap(x))
 
 
-def empty_in(learner: BYOL) -> set[str]:
-    return {name for name, p in learner.target.net.named_parameters() if not p.numel()}
+def shared_in(learner: BYOL) -> set[str]:
+    """Names of the target's parameters that take no memory: they are the online network's."""
+    pairs = zip(learner.net.parameters(), learner.target.net.named_parameters(), strict=True)
+    return {name for p, (name, q) in pairs if p.data_ptr() == q.data_ptr()}
 
 
 @pytest.mark.parametrize("image_size", [32, None])
@@ -150,7 +152,7 @@ def test_the_target_holds_nothing_that_is_only_reached_behind_the_representation
     learner.update_moving_average()
     assert learner.health()["target_distance"] == 0
     # "never" is not known to lie behind, and two weights of the tail are used before it.
-    assert empty_in(learner) == {"tail.0.weight", "tail.0.bias", "tail.1.bias", "tail.2.bias"}
+    assert shared_in(learner) == {"tail.0.weight", "tail.0.bias", "tail.1.bias", "tail.2.bias"}
     assert all(p.numel() for p in learner.net.parameters())
 
 
@@ -161,13 +163,51 @@ def test_the_target_holds_nothing_that_is_only_reached_behind_the_representation
 def test_memory_of_the_target(build: Any, hidden_layer: str | None, share: float) -> None:
     net = build()
     learner = BYOL(net, 32, hidden_layer, **SMALL)
-    sizes = [sum(p.numel() for p in n.parameters()) for n in (net, learner.target.net)]
+    shared = shared_in(learner)
+    sizes = [sum(p.numel() for p in net.parameters())]
+    sizes += [sum(p.numel() for n, p in learner.target.net.named_parameters() if n not in shared)]
     expected = {"vgg11": 4096 * 1000 + 1000, "resnet18": 0}[build.__name__]
     if hidden_layer == "layer2":
         behind = (net.layer3, net.layer4, net.fc)
         expected = sum(p.numel() for part in behind for p in part.parameters())
     assert sizes[0] - sizes[1] == expected
     assert expected / sizes[0] == pytest.approx(share, abs=0.01)
+
+
+@pytest.mark.parametrize("image_size", [32, None])
+def test_the_target_can_be_used_as_any_net(image_size: int | None) -> None:
+    torch.manual_seed(0)
+    learner = BYOL(models.vgg11(num_classes=7), image_size, **SMALL)
+    learner.embed(torch.rand(2, 3, 32, 32))
+    assert shared_in(learner) == {"classifier.6.weight", "classifier.6.bias"}
+    for name, parameter in learner.named_parameters():  # as SummaryWriter.add_histogram does
+        assert torch.histc(parameter.detach(), 10).sum() > 0, name
+    assert learner.target.net.eval()(torch.rand(2, 3, 32, 32)).shape == (2, 7)
+    whole = learner.target.net.state_dict()
+    assert whole["classifier.6.weight"].shape == (7, 4096)
+    assert learner.state_dict()["target.net.classifier.6.weight"].numel() == 0
+
+    def init(module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.constant_(module.weight, 0.5)
+
+    learner.apply(init)
+    assert (learner.target.net.classifier[6].weight == 0.5).all()
+    learner.double()
+    assert shared_in(learner) == {"classifier.6.weight", "classifier.6.bias"}
+    other = BYOL(models.vgg11(num_classes=7), image_size, **SMALL).double()
+    other.load_state_dict(learner.state_dict())
+    assert torch.equal(other.net.classifier[6].weight, learner.net.classifier[6].weight)
+    other.embed(torch.rand(2, 3, 32, 32))
+    assert torch.equal(other.target.net.classifier[6].weight, learner.net.classifier[6].weight)
+
+
+def test_a_state_that_holds_what_is_shared_does_not_change_the_net() -> None:
+    learner = make()
+    state = learner.state_dict()
+    state["target.net.8.weight"] = torch.full((5, 6), 9.0)  # as of a learner that was not built
+    learner.load_state_dict(state)
+    assert torch.equal(learner.net[8].weight, state["online.net.8.weight"])
 
 
 # Halves

@@ -117,8 +117,8 @@ def test_a_loss_that_is_not_finite_is_told_with_its_step(method: str) -> None:
     train(learner, 2)
     with torch.no_grad():
         learner.net[3].weight.fill_(torch.nan)
-    told = warned(lambda: train(learner, 3), "Training is lost")
-    assert "the loss ceased to be finite at about step 3 " in told
+    told = warned(lambda: train(learner, 3), "training is lost")
+    assert "The loss ceased to be finite at about step 3 " in told
 
 
 @pytest.mark.parametrize("method", ["BYOL", "MoCo"])
@@ -129,7 +129,7 @@ def test_the_target_is_not_poisoned(method: str) -> None:
         parameter.grad = torch.full_like(parameter, torch.nan) if parameter.requires_grad else None
     torch.optim.SGD(learner.parameters(), lr=0.1).step()  # gradients that overflowed
     before = copy.deepcopy(learner.target.state_dict())
-    warned(learner.update_moving_average, "the weights of the heads ceased to be finite")
+    warned(learner.update_moving_average, "The weights of the heads ceased to be finite")
     for name, tensor in learner.target.state_dict().items():
         assert torch.equal(tensor, before[name])
     assert all(parameter.isfinite().all() for parameter in learner.target.parameters())
@@ -143,7 +143,7 @@ def test_features_that_are_not_finite_are_seen_at_a_look() -> None:
     train(learner, 1)
     with torch.no_grad():
         learner.net[3].weight.fill_(torch.nan)
-    warned(lambda: train(learner, 45), "the features ceased to be finite")
+    warned(lambda: train(learner, 45), "The features ceased to be finite")
 
 
 # What is fed

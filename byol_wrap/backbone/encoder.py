@@ -108,18 +108,6 @@ def freeze(module: nn.Module) -> None:
         parameter.requires_grad = False
 
 
-def empty(module: nn.Module, names: set[str]) -> None:
-    """Let go of the memory of parameters that are never used; they keep name, dtype and device."""
-    for name, parameter in module.named_parameters():
-        if name in names:
-            parameter.data = parameter.data.new_empty(0)
-
-
-def is_empty(value: object) -> bool:
-    """Whether a state's value is a tensor that ``empty`` has let go."""
-    return isinstance(value, Tensor) and not is_lazy(value) and value.shape == (0,)
-
-
 def first_channels(net: nn.Module) -> int:
     """How many channels the first convolution of a net takes; 3 where there is none."""
     convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

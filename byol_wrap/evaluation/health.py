@@ -134,7 +134,8 @@ def relative_distance(module: nn.Module, other: nn.Module) -> Tensor:
 
     Args:
         module: on the same device as ``other``.
-        other: of the same parameters, in any dtype; those that are empty in it do not count.
+        other: of the same parameters, in any dtype; those that it shares with ``module``, or
+            lets be empty, do not count.
 
     Returns:
         A scalar on their device, at least 0, in float32 or wider.
@@ -142,12 +143,19 @@ def relative_distance(module: nn.Module, other: nn.Module) -> Tensor:
     pairs = [
         (_wide(p), _wide(q))
         for p, q in zip(module.parameters(), other.parameters(), strict=True)
-        if p.is_floating_point() and q.numel()
+        if p.is_floating_point() and q.numel() and not _shared(p, q)
     ]
+    if not pairs:
+        return torch.zeros(())
     ours, theirs = [p for p, _ in pairs], [q for _, q in pairs]
     distance = _norm(torch._foreach_sub(ours, theirs))
     length = _norm(ours)
     return distance / length.clamp(min=torch.finfo(length.dtype).tiny)
+
+
+def _shared(p: Tensor, q: Tensor) -> bool:
+    plain = type(p.data) is Tensor and type(q.data) is Tensor  # a sharded one has no address
+    return plain and p.data_ptr() == q.data_ptr()
 
 
 def _wide(x: Tensor) -> Tensor:

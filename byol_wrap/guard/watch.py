@@ -29,7 +29,6 @@ class Watch:
         self._looks = 0  # at the heads
         self._writes = (0, 0)
         self._eval_writes: int | None = None  # of the net's, when a step in eval mode began
-        self._not_finite = False
         self._collapse = CollapseWatch()
         self._seen: deque[tuple[Tensor, Tensor]] = deque(maxlen=8)
 
@@ -81,16 +80,15 @@ class Watch:
             return
         ratios = self._collapse.collapsed(outputs)
         if self._collapse.not_finite:
-            self._warn_of_not_finite("the features", self._steps - 1)
+            self._warn_of_not_finite("The features", self._steps - 1)
         elif ratios is not None:
             batch_size = len(outputs.representation1)
             self.warn("collapse", message(ratios, run, self._steps_since_update, batch_size))
 
     def lost(self, loss: Tensor) -> None:
         """A training step has its loss, which is looked at where that is no wait."""
-        if loss.device.type == "cpu" and not _is_finite(loss):
-            self._not_finite = True
-            self._warn_of_not_finite("the loss", self._steps)
+        if _is_readable(loss) and not _is_finite(loss.detach()):
+            self._warn_of_not_finite("The loss", self._steps)
 
     def may_follow(self, head: nn.Module) -> bool:
         """Whether the target may follow: not where the online network is known to be lost.
@@ -98,11 +96,10 @@ class Watch:
         A gradient that is not finite reaches the last weights of a head first.
         """
         last = list(head.parameters())[-1:]
-        if not self._not_finite and last and last[0].device.type == "cpu" and not is_lazy(last[0]):
-            self._not_finite = not _is_finite(last[0].sum())
-            if self._not_finite:
-                self._warn_of_not_finite("the weights of the heads", self._steps)
-        return not self._not_finite
+        if not last or not _is_readable(last[0]) or _is_finite(last[0].sum()):
+            return True
+        self._warn_of_not_finite("The weights of the heads", self._steps)
+        return False
 
     def updated(self, step: int | None, total_steps: int | None) -> None:
         """The target was moved, ``step`` times in all where that is known on the host."""
@@ -162,15 +159,25 @@ class Watch:
     def _warn_of_not_finite(self, what: str, step: int) -> None:
         self.warn(
             "finite",
-            f"Training is lost: {what} ceased to be finite at about step {step} (of this process)."
-            " Go back to a checkpoint before it, with a lower learning rate, bfloat16 in place of "
-            "float16, or gradients clipped (torch.nn.utils.clip_grad_norm_). The target is no "
-            "longer moved where that is seen in time.",
+            f"{what} ceased to be finite at about step {step} (of this process). Unless a "
+            "GradScaler skips that step, training is lost: go back to a checkpoint before it, with "
+            "a lower learning rate, bfloat16 in place of float16, or gradients clipped "
+            "(torch.nn.utils.clip_grad_norm_). The target does not follow weights that are seen "
+            "to be lost.",
         )
 
 
+def _is_readable(tensor: Tensor) -> bool:
+    """Whether a value can be read without a wait: of a plain tensor on the CPU."""
+    return (
+        tensor.device.type == "cpu"
+        and not is_lazy(tensor)
+        and type(tensor) in (Tensor, nn.Parameter)
+    )
+
+
 def _is_finite(scalar: Tensor) -> bool:
-    value: float = scalar.detach().reshape(1).tolist()[0]
+    value: float = scalar.reshape(1).tolist()[0]
     return math.isfinite(value)
 
 

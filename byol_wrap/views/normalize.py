@@ -62,4 +62,5 @@ class Normalize:
             self._on_device[images.device] = stats
         flat = (2, len(self.mean), *[1] * (images.ndim - 2))
         mean, std = self._on_device[images.device].view(flat)
-        return (images - mean) / std
+        normalized: Tensor = (images - mean) / std
+        return normalized
