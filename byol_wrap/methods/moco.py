@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from byol_wrap.learner import Learner, Pool
 from byol_wrap.methods.heads import moco_projector
 from byol_wrap.methods.losses import check_temperature, moco_loss
-from byol_wrap.methods.processes import gather, in_group, own_share, same_permutation
+from byol_wrap.methods.processes import (
+    gather,
+    in_group,
+    own_share,
+    processes,
+    same_permutation,
+)
 from byol_wrap.views import MOCO_VIEW, Augment
 
 
@@ -120,6 +126,7 @@ class MoCo(Learner):
         if self.symmetric:
             direction1, direction2 = self.directions(view1, view2)
             return direction1 + direction2
+        self.check_room(len(view2))
         key = self.keys(view2)
         return moco_loss(self.project(view1), key, self.enqueue(key), self.temperature)
 
@@ -127,6 +134,7 @@ class MoCo(Learner):
         """Of a symmetric loss: each view's queries against the other's keys; equation 1."""
         if not self.symmetric:
             yield from super().directions(view1, view2)
+        self.check_room(2 * len(view1))
         key1, key2 = self.keys(view1), self.keys(view2)
         queue = self.enqueue(torch.cat([key1, key2]))
         yield moco_loss(self.project(view1), key2, queue, self.temperature)
@@ -148,21 +156,22 @@ class MoCo(Learner):
         """Let the keys of all processes replace the oldest; gives the queue as it was before.
 
         In eval mode, or where no gradient is wanted, nothing is replaced.
-
-        Raises:
-            ValueError: there are more keys than rows.
         """
         if not self.training or not torch.is_grad_enabled():
             return self.queue
         before = self.queue.clone()
         with torch.no_grad():
             keys = gather(F.normalize(keys.to(before.dtype), dim=1))
-            if len(keys) > len(before):
-                raise ValueError(
-                    f"A batch of {len(keys)} keys does not fit into a queue of {len(before)}: give "
-                    f"queue_size={len(keys)} or more, or smaller batches."
-                )
             rows = torch.arange(len(keys), device=keys.device) + self.queue_position
             self.queue.index_copy_(0, rows % len(before), keys)
             self.queue_position.add_(len(keys)).remainder_(len(before))
         return before
+
+    def check_room(self, keys: int) -> None:
+        """Raise ValueError for more keys, of all processes, than the queue has rows."""
+        keys *= processes()
+        if keys > len(self.queue):
+            raise ValueError(
+                f"A batch of {keys} keys does not fit into a queue of {len(self.queue)}: give "
+                f"queue_size={keys} or more, or smaller batches."
+            )
