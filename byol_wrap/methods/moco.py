@@ -136,7 +136,7 @@ class MoCo(Learner):
             yield from super().directions(view1, view2)
         self.check_room(2 * len(view1))
         key1, key2 = self.keys(view1), self.keys(view2)
-        queue = self.enqueue(torch.cat([key1, key2]))
+        queue = self.enqueue(key1, key2)
         yield moco_loss(self.project(view1), key2, queue, self.temperature)
         yield moco_loss(self.project(view2), key1, queue, self.temperature)
 
@@ -152,7 +152,7 @@ class MoCo(Learner):
         keys = gather(torch.cat([self.target.project(part) for part in shuffled]))
         return own_share(torch.empty_like(keys).index_copy_(0, order, keys))
 
-    def enqueue(self, keys: Tensor) -> Tensor:
+    def enqueue(self, *parts: Tensor) -> Tensor:
         """Let the keys of all processes replace the oldest; gives the queue as it was before.
 
         In eval mode, or where no gradient is wanted, nothing is replaced.
@@ -161,7 +161,7 @@ class MoCo(Learner):
             return self.queue
         before = self.queue.clone()
         with torch.no_grad():
-            keys = gather(F.normalize(keys.to(before.dtype), dim=1))
+            keys = F.normalize(torch.cat([gather(keys) for keys in parts]).to(before.dtype), dim=1)
             rows = torch.arange(len(keys), device=keys.device) + self.queue_position
             self.queue.index_copy_(0, rows % len(before), keys)
             self.queue_position.add_(len(keys)).remainder_(len(before))
