@@ -829,7 +829,7 @@ def test_module_that_holds_a_learner_is_named():
         [{"pixel_values": pixels(), "labels": torch.arange(10)}],
         [{"x": pixels().numpy(), "target": np.arange(10)}],
         [(pixels().numpy(), np.arange(10))],
-        [(pixels().numpy()[::-1][::-1], list(range(10)), "an index")],
+        [(pixels().flip(0).numpy()[::-1], list(range(10)), "an index")],
         [(list(pixels()), tuple(range(10)))],
         TensorDataset(pixels(), torch.arange(10)),
         [(pixels()[k : k + 1], k) for k in range(10)],

@@ -211,6 +211,8 @@ def test_text_dict_and_picture_tell_the_same(tmp_path):
     assert bars == pytest.approx(
         [100 * getattr(v.measures[n], w) for w in ("before", "after") for n in v.measures]
     )
+    spread = figure.axes[0].containers[0].lines[2][0].get_segments()[0]
+    assert (spread[1, 1] - spread[0, 1]) / 200 == pytest.approx(v.measures["knn"].before_std)
     with Image.open(tmp_path / "v.png") as picture:
         assert picture.size[0] > 800
 
