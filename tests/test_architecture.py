@@ -74,14 +74,19 @@ def test_methods_do_not_know_each_other() -> None:
         assert not own & {f"byol_wrap.methods.{other}" for other in methods - {method}}
 
 
-def test_outside_the_standard_library_only_torch_is_imported_and_kornia_late() -> None:
+# What a folder may import of other libraries, inside functions only.
+LATE = {"views": {"kornia"}, "evaluation": {"PIL", "matplotlib"}}
+
+
+def test_outside_the_standard_library_only_torch_is_imported_at_once() -> None:
     for path in files():
         tree = ast.parse(path.read_text())
         everywhere = {name.split(".")[0] for name in imports(tree)}
         third_party = everywhere - sys.stdlib_module_names - {"byol_wrap", "torch"}
-        assert third_party <= ({"kornia"} if room(path) == "views" else set()), path
+        late = LATE.get(room(path), set())
+        assert third_party <= late, path
         at_import = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
-        assert not any("kornia" in ast.unparse(node) for node in at_import), path
+        assert not any(name in ast.unparse(node) for node in at_import for name in late), path
 
 
 def test_no_file_and_no_class_is_too_long_to_be_read() -> None:

@@ -12,6 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
@@ -740,3 +741,148 @@ def test_accuracies_take_lists_of_labels(evaluate):
     x, y, test_x, test_y = clusters()
     expected = evaluate(x, y, test_x, test_y)
     assert evaluate(x, y.tolist(), test_x, test_y.tolist()) == expected
+
+
+@pytest.mark.parametrize("evaluate", EVALUATIONS)
+@pytest.mark.parametrize("kind", [list, tuple, np.array])
+def test_labels_may_be_class_names(evaluate, kind):
+    x, y, test_x, test_y = clusters()
+    names = ["wren", "auk", "owl", "crow"]
+    named = [kind([names[label] for label in part]) for part in (y, test_y)]
+    expected = evaluate(x, y, test_x, test_y)
+    assert evaluate(x, named[0], test_x, named[1]) == pytest.approx(expected, abs=0.003)
+    without = [name if name != "owl" else "gull" for name in named[1]]  # a class never taught
+    accuracy = evaluate(x, named[0], test_x, without)
+    assert accuracy <= 1 - (test_y == 2).float().mean().item()
+
+
+@pytest.mark.parametrize("evaluate", EVALUATIONS)
+def test_names_beside_numbers_are_refused(evaluate):
+    x, y, test_x, test_y = clusters()
+    with pytest.raises(TypeError, match="names in one of train and test"):
+        evaluate(x, [str(label) for label in y.tolist()], test_x, test_y)
+    with pytest.raises(TypeError, match=r"whole numbers or names, .* got list of 120: int"):
+        evaluate(x, [1, "a", *y.tolist()[2:]], test_x, test_y)
+
+
+def in_ddp(model):
+    """As ``DistributedDataParallel(model)`` looks from outside, without a process group."""
+    wrapper = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
+    nn.Module.__init__(wrapper)
+    wrapper.module = model
+    return wrapper
+
+
+def compiled(model):
+    return torch.compile(model, backend="eager")
+
+
+@pytest.mark.parametrize("wrap", [AveragedModel, in_ddp, compiled])
+def test_learner_is_found_inside_its_wrapper(wrap):
+    learner = wrapped()
+    outer = wrap(learner)
+    flags = training_flags(outer)
+    features, labels = extract_features(outer, labelled())
+    torch.testing.assert_close(features, learner.embed(pixels()))
+    assert len(labels) == 10
+    assert training_flags(outer) == flags
+
+
+@pytest.mark.parametrize("wrap", [AveragedModel, in_ddp, compiled])
+def test_plain_net_inside_its_wrapper(wrap):
+    net = net_with_frozen_norm()
+    expected = extract_features(net, labelled())[0]
+    torch.testing.assert_close(extract_features(wrap(net), labelled())[0], expected)
+
+
+def test_net_with_a_part_called_module_or_embed_is_run_whole():
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = self.embed = nn.Conv2d(3, 2, 3)
+            self.head = nn.Linear(2, 4)
+
+        def forward(self, x):
+            return self.head(self.embed(x).mean((2, 3)))
+
+    assert extract_features(Whole(), labelled())[0].shape == (10, 4)
+
+
+def test_module_that_holds_a_learner_is_named():
+    class Holds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.learner = wrapped()
+            self.other = nn.Linear(1, 1)
+
+        def forward(self, x):
+            return self.learner(x)
+
+    with pytest.raises(ValueError, match=r"one row for each of the 10 images, got shape \(\)"):
+        extract_features(Holds(), [pixels()])
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        [{"image": pixels(), "label": torch.arange(10), "path": ["x"] * 10}],
+        [{"pixel_values": pixels(), "labels": torch.arange(10)}],
+        [{"x": pixels().numpy(), "target": np.arange(10)}],
+        [(pixels().numpy(), np.arange(10))],
+        [(pixels().flip(0).numpy()[::-1], list(range(10)), "an index")],
+        [(list(pixels()), tuple(range(10)))],
+        TensorDataset(pixels(), torch.arange(10)),
+        [(pixels()[k : k + 1], k) for k in range(10)],
+    ],
+    ids=["mapping", "transformers", "numpy mapping", "numpy", "three", "lists", "data set", "ones"],
+)
+def test_loaders_of_many_kinds(loader):
+    learner = wrapped()
+    features, labels = extract_features(learner, loader)
+    torch.testing.assert_close(features, learner.embed(pixels()))
+    assert labels.tolist() == list(range(10))
+
+
+def test_images_in_lists_may_differ_in_size():
+    learner, images = wrapped(), [pixels(1)[0], torch.rand(3, 20, 18)]
+    features, labels = extract_features(learner, [images])
+    assert labels is None
+    expected = torch.cat([learner.embed(image[None]) for image in images])
+    torch.testing.assert_close(features, expected)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_first_of_several_views_is_taken_with_a_word(nested):
+    learner, other = wrapped(), torch.rand(10, 3, 16, 16)
+    batch = ([pixels(), other], torch.arange(10)) if nested else [pixels(), other]
+    with pytest.warns(UserWarning, match="2 views of each image: features are those of the first"):
+        features, labels = extract_features(learner, [batch])
+    torch.testing.assert_close(features, learner.embed(pixels()))
+    assert (labels is not None) == nested
+
+
+def test_class_names_come_as_a_list():
+    loader = [(pixels(3)[:2], ("owl", "auk")), (pixels(3)[2:], ["wren"])]
+    features, labels = extract_features(wrapped(), loader)
+    assert labels == ["owl", "auk", "wren"]
+    assert knn_accuracy(features, labels, features, labels, k=1) == 1
+    with pytest.raises(TypeError, match="numbers in some batches and names in others"):
+        extract_features(wrapped(), [(pixels(1), ["owl"]), (pixels(1), [3])])
+
+
+@pytest.mark.parametrize(
+    ("batch", "error", "message"),
+    [
+        ({"picture": pixels(2)}, ValueError, r"one of image, .*'picture': Tensor \(2, 3, 16, 16\)"),
+        ({"image": pixels(2), "x": pixels(2)}, ValueError, "one of image, .*'x': Tensor"),
+        ("photo.png", TypeError, r"numpy array \(B, \.\.\.\), .* got str"),
+        ((["a.png", "b.png"], [1, 2]), TypeError, "got list of 2: str, str"),
+        ([], TypeError, "got list of 0"),
+        ((pixels(2), {"boxes": pixels(2)}), TypeError, "names, one for each image, got .*boxes"),
+        ((pixels(2), [0, 1, 2]), ValueError, "2 images, but 3 labels"),
+        (torch.arange(4), TypeError, r"got Tensor \(4,\)"),
+    ],
+)
+def test_batches_that_cannot_be_taken_are_named(batch, error, message):
+    with pytest.raises(error, match=message):
+        extract_features(wrapped(), [batch])

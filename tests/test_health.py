@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from byol_wrap import BYOL
+from byol_wrap.evaluation import health
 from byol_wrap.evaluation.health import (
     alignment,
     effective_rank,
@@ -121,6 +124,41 @@ def test_uniformity_equals_the_formula():
     assert uniformity(gaussian(32, 8)).item() == pytest.approx(expected, abs=1e-5)
     opposite = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     assert uniformity(opposite).item() == pytest.approx(-8, abs=1e-5)
+
+
+class Made(TorchDispatchMode):
+    """Names of the functions that run, and the largest tensor that one makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.largest = set(), 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        self.names.add(function.overloadpacket.__name__)
+        if isinstance(made, torch.Tensor):
+            self.largest = max(self.largest, made.numel())
+        return made
+
+
+@pytest.mark.parametrize(("batch", "size"), [(2, 3), (256, 16), (1000, 64), (2000, 5)])
+def test_uniformity_is_pdists_without_its_kernel_and_in_little_memory(batch, size, monkeypatch):
+    monkeypatch.setattr(health, "BLOCK", 2**17)
+    features = gaussian(batch, size) + 0.5
+    distances = F.pdist(F.normalize(features, dim=1))
+    expected = (-2 * distances.square()).exp().mean().log().item()
+    with Made() as made:
+        value = uniformity(features)
+    assert value.item() == pytest.approx(expected, abs=1e-6)
+    assert not made.names & {"_pdist_forward", "_cdist_forward", "mm"}
+    assert made.largest <= max(2**17, batch * size)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert uniformity(features).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_uniformity_of_equal_features_is_exactly_0_and_of_nan_nan():
+    assert uniformity(torch.ones(300, 7)).item() == 0
+    assert uniformity(torch.tensor([[1.0, np.nan], [1.0, 2.0]])).isnan()
 
 
 def test_relative_distance_equals_the_formula_across_dtypes():

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+BLOCK = 2**22  # values that a tensor of differences holds, 16 MB; one row's where that is more
+
 
 class Outputs(NamedTuple):
     """What the online network made of a batch, without gradient."""
@@ -124,8 +126,15 @@ def uniformity(features: Tensor) -> Tensor:
         >>> uniformity(torch.ones(4, 2)).item()
         0.0
     """
-    distances = F.pdist(_unit(features))
-    return (-2 * distances.square()).exp().mean().log()
+    x = _unit(features)
+    rows = max(1, BLOCK // max(1, x.numel()))
+    # Differences and no product, which would lose digits; torch.pdist has no kernel on MPS.
+    sums = [
+        (-2 * (x[start : start + rows, None] - x[start:]).square().sum(dim=2)).exp()
+        .triu(1).sum()
+        for start in range(0, len(x), rows)
+    ]  # fmt: skip
+    return (torch.stack(sums).sum() / (len(x) * (len(x) - 1) / 2)).log()
 
 
 @torch.no_grad()

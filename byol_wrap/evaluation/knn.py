@@ -6,15 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from byol_wrap.evaluation.batches import Labels
 from byol_wrap.evaluation.task import LARGEST, check_task
 
 
-@torch.no_grad()
 def knn_accuracy(
     train_features: Tensor,
-    train_labels: Tensor,
+    train_labels: Labels,
     test_features: Tensor,
-    test_labels: Tensor,
+    test_labels: Labels,
     k: int = 20,
     temperature: float = 0.07,
     *,
@@ -26,9 +26,9 @@ def knn_accuracy(
 
     Args:
         train_features: (N, D); the computation runs on their device, in float32.
-        train_labels: (N,), any whole numbers.
+        train_labels: (N,), any whole numbers, or a list of class names.
         test_features: (M, D).
-        test_labels: (M,).
+        test_labels: (M,), as ``train_labels``.
         k: number of neighbours, at most N; 20 and 200 are customary.
         temperature: positive; 0.07, or 0.1 in lightly's benchmarks.
         chunk_size: how many test features are compared at a time; fewer where that would be more
@@ -51,6 +51,23 @@ def knn_accuracy(
         >>> knn_accuracy(features, labels, features, labels, k=3)
         1.0
     """
+    task = (train_features, train_labels, test_features, test_labels)
+    hits = knn_hits(*task, k=k, temperature=temperature, chunk_size=chunk_size)
+    return int(hits.sum()) / len(hits)
+
+
+@torch.no_grad()
+def knn_hits(
+    train_features: Tensor,
+    train_labels: Labels,
+    test_features: Tensor,
+    test_labels: Labels,
+    *,
+    k: int,
+    temperature: float = 0.07,
+    chunk_size: int = 1024,
+) -> Tensor:
+    """Which test images ``knn_accuracy`` takes for what they are: (M,) of bool."""
     classes, targets, truth = check_task(train_features, train_labels, test_features, test_labels)
     if not 1 <= k <= len(train_features) or not 0 < temperature < math.inf:
         raise ValueError(
@@ -62,7 +79,7 @@ def knn_accuracy(
     bank = train_features.float()
     norms = torch.linalg.vector_norm(bank, dim=1).clamp_min(1e-12)
     rows = max(1, min(chunk_size, LARGEST // len(bank)))
-    correct = torch.zeros((), dtype=torch.long, device=bank.device)
+    hits = []
     for start in range(0, len(test_features), rows):
         queries = test_features[start : start + rows].to(bank.device).float()
         similarity = (F.normalize(queries, dim=1) @ bank.T).div_(norms)
@@ -71,5 +88,5 @@ def knn_accuracy(
         # Relative to the nearest, whose weight is then 1: no exponential over- or underflows it.
         weights = ((similarity - similarity[:, :1]) / temperature).exp()
         votes.scatter_add_(1, targets[neighbours], weights)
-        correct += (votes.argmax(dim=1) == truth[start : start + rows]).sum()
-    return correct.item() / len(test_features)
+        hits.append(votes.argmax(dim=1) == truth[start : start + rows])
+    return torch.cat(hits)

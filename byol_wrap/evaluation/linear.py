@@ -8,14 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from byol_wrap.evaluation.batches import Labels
 from byol_wrap.evaluation.task import LARGEST, check_task
 
 
 def linear_probe(
     train_features: Tensor,
-    train_labels: Tensor,
+    train_labels: Labels,
     test_features: Tensor,
-    test_labels: Tensor,
+    test_labels: Labels,
     *,
     C: float = 1.0,
     max_iter: int = 200,
@@ -27,9 +28,9 @@ def linear_probe(
 
     Args:
         train_features: (N, D); the computation runs on their device, in float32.
-        train_labels: (N,), any whole numbers.
+        train_labels: (N,), any whole numbers, or a list of class names.
         test_features: (M, D).
-        test_labels: (M,).
+        test_labels: (M,), as ``train_labels``.
         C: inverse strength of the L2 penalty, positive.
         max_iter: at most so many steps of L-BFGS.
 
@@ -51,6 +52,21 @@ def linear_probe(
         >>> linear_probe(features, labels, features, labels)
         1.0
     """
+    task = (train_features, train_labels, test_features, test_labels)
+    hits = linear_hits(*task, C=C, max_iter=max_iter)
+    return int(hits.sum()) / len(hits)
+
+
+def linear_hits(
+    train_features: Tensor,
+    train_labels: Labels,
+    test_features: Tensor,
+    test_labels: Labels,
+    *,
+    C: float = 1.0,
+    max_iter: int = 200,
+) -> Tensor:
+    """Which test images ``linear_probe`` takes for what they are: (M,) of bool."""
     classes, targets, truth = check_task(train_features, train_labels, test_features, test_labels)
     if not 0 < C < math.inf:
         raise ValueError(f"C should be positive, got {C}.")
@@ -87,14 +103,14 @@ def linear_probe(
             return loss
 
         optimizer.step(closure)
-    return _accuracy(lambda z: logits((z - mean) / std), test_features, truth, rows)
+    return _hits(lambda z: logits((z - mean) / std), test_features, truth, rows)
 
 
 def linear_probe_sgd(
     train_features: Tensor,
-    train_labels: Tensor,
+    train_labels: Labels,
     test_features: Tensor,
-    test_labels: Tensor,
+    test_labels: Labels,
     *,
     epochs: int = 80,
     batch_size: int = 256,
@@ -111,9 +127,9 @@ def linear_probe_sgd(
 
     Args:
         train_features: (N, D); the computation runs on their device, in float32.
-        train_labels: (N,), any whole numbers.
+        train_labels: (N,), any whole numbers, or a list of class names.
         test_features: (M, D).
-        test_labels: (M,).
+        test_labels: (M,), as ``train_labels``.
         epochs: how often each feature is seen, at least 1.
         batch_size: features a step, at least 1; an epoch is cut in even batches of at most these.
         lr: base learning rate, positive; the one reached is lr x batch_size / 256.
@@ -175,15 +191,14 @@ def linear_probe_sgd(
     if not (weight.isfinite().all() and bias.isfinite().all()):
         raise ValueError(f"Training diverged at lr={lr}; lower it, or divide the features by more.")
     rows = max(1, LARGEST // len(classes))
-    return _accuracy(lambda z: F.linear(z, weight, bias), test_features, truth, rows)
+    hits = _hits(lambda z: F.linear(z, weight, bias), test_features, truth, rows)
+    return int(hits.sum()) / len(hits)
 
 
 @torch.no_grad()
-def _accuracy(
-    logits: Callable[[Tensor], Tensor], features: Tensor, truth: Tensor, rows: int
-) -> float:
-    """Share of features whose highest logit is at the true index; ``rows`` at a time."""
-    correct = torch.zeros((), dtype=torch.long, device=truth.device)
-    for part, target in zip(features.split(rows), truth.split(rows), strict=True):
-        correct += (logits(part.to(truth.device).float()).argmax(dim=1) == target).sum()
-    return correct.item() / len(truth)
+def _hits(logits: Callable[[Tensor], Tensor], features: Tensor, truth: Tensor, rows: int) -> Tensor:
+    """Of which features the highest logit is at the true index; ``rows`` at a time."""
+    parts = zip(features.split(rows), truth.split(rows), strict=True)
+    return torch.cat(
+        [logits(part.to(truth.device).float()).argmax(dim=1) == target for part, target in parts]
+    )

@@ -3,23 +3,25 @@
 import torch
 from torch import Tensor
 
+from byol_wrap.evaluation.batches import Labels, as_labels
+
 LARGEST = 2**25
 """Values that a tensor of similarities or logits holds at most, 128 MB: rows are cut to it."""
 
 
 def check_task(
-    train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor
+    train_features: Tensor, train_labels: Labels, test_features: Tensor, test_labels: Labels
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Check features and labels; give the classes, and both labels as indices into them.
 
     A test label that no training label has gives -1, which no prediction equals.
     """
     device, whole = train_features.device, []
-    for name, features, given in (
-        ("train", train_features, train_labels),
-        ("test", test_features, test_labels),
+    train, test = numbered(train_labels, test_labels)
+    for name, features, labels in (
+        ("train", train_features, train),
+        ("test", test_features, test),
     ):
-        labels = torch.as_tensor(given)
         if features.ndim != 2 or labels.shape != features.shape[:1] or features.numel() == 0:
             raise ValueError(
                 f"{name}_features should be (N, D) and {name}_labels (N,) with N and D at least "
@@ -42,3 +44,18 @@ def check_task(
     index = torch.searchsorted(classes, whole[1]).clamp(max=len(classes) - 1)
     truth = torch.where(classes[index] == whole[1], index, -1)
     return classes, targets, truth
+
+
+def numbered(train_labels: Labels, test_labels: Labels) -> tuple[Tensor, Tensor]:
+    """Both labels as tensors: class names as their places in the alphabet.
+
+    Raises:
+        TypeError: names in one and numbers in the other.
+    """
+    train, test = as_labels(train_labels), as_labels(test_labels)
+    if isinstance(train, Tensor) and isinstance(test, Tensor):
+        return train, test
+    if isinstance(train, Tensor) or isinstance(test, Tensor):
+        raise TypeError("Labels are names in one of train and test, and numbers in the other.")
+    places = {name: place for place, name in enumerate(sorted({*train, *test}))}
+    return tuple(torch.tensor([places[name] for name in part]) for part in (train, test))  # type: ignore[return-value]
