@@ -223,8 +223,8 @@ def draw_picture(path: Path, found: dict[str, dict[str, Any]]) -> None:
         drawn = views.bar(places, heights, 0.38, color=COLOURS[method], label=method)
         views.bar_label(drawn, fmt="%.1f", padding=2)
     views.set_xticks(range(len(VIEWS)), VIEWS)
-    views.set(title="What the views leave to find an image by", ylabel="linear accuracy (%)")
-    views.margins(y=0.2)
+    views.set(title="Views that share more", ylabel="linear accuracy (%)")
+    views.margins(y=0.3)
     for axes in (batch, queue):
         axes.set_ylabel("accuracy (%); dashed: kNN")
         axes.grid(alpha=0.3)
