@@ -1,11 +1,26 @@
-"""Self-supervised learning (BYOL) around the backbone you have."""
+"""Self-supervised learning around the backbone you have: BYOL, SimSiam, SimCLR, MoCo."""
 
 from byol_wrap.evaluation import extract_features, knn_accuracy, linear_probe, linear_probe_sgd
+from byol_wrap.learner import Learner
 from byol_wrap.methods.byol import BYOL
-from byol_wrap.methods.losses import byol_loss
-from byol_wrap.methods.target import cosine_ema_decay
-from byol_wrap.training.optim import LARS, PRESETS, param_groups, warmup_cosine
-from byol_wrap.views import IMAGENET_MEAN, IMAGENET_STD, VIEW1, VIEW2, RandomView, Recipe
+from byol_wrap.methods.losses import byol_loss, moco_loss, nt_xent_loss, simsiam_loss
+from byol_wrap.methods.moco import MoCo
+from byol_wrap.methods.simclr import SimCLR
+from byol_wrap.methods.simsiam import SimSiam
+from byol_wrap.target import cosine_ema_decay
+from byol_wrap.training.optim import LARS, cosine_schedule, param_groups, warmup_cosine
+from byol_wrap.training.presets import PRESETS, SIBLING_PRESETS
+from byol_wrap.views import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MOCO_VIEW,
+    SIMCLR_VIEW,
+    SIMSIAM_VIEW,
+    VIEW1,
+    VIEW2,
+    RandomView,
+    Recipe,
+)
 
 __version__ = "0.1.0"
 
@@ -14,17 +29,29 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "LARS",
+    "MOCO_VIEW",
     "PRESETS",
+    "SIBLING_PRESETS",
+    "SIMCLR_VIEW",
+    "SIMSIAM_VIEW",
     "VIEW1",
     "VIEW2",
+    "Learner",
+    "MoCo",
     "RandomView",
     "Recipe",
+    "SimCLR",
+    "SimSiam",
     "byol_loss",
     "cosine_ema_decay",
+    "cosine_schedule",
     "extract_features",
     "knn_accuracy",
     "linear_probe",
     "linear_probe_sgd",
+    "moco_loss",
+    "nt_xent_loss",
     "param_groups",
+    "simsiam_loss",
     "warmup_cosine",
 ]

@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from byol_wrap import BYOL, knn_accuracy
+from byol_wrap import BYOL, Learner, knn_accuracy
 
 SIZE = 32  # side of the images in pixels
 TEST = 360  # how many of the images are held out
@@ -45,7 +45,7 @@ def small_learner(total_steps: int | None = None) -> BYOL:
     )
 
 
-def accuracy(learner: BYOL) -> float:
+def accuracy(learner: Learner) -> float:
     """Percent of held-out digits that have the label of their nearest neighbours."""
     images, labels = digits()
     device = next(learner.parameters()).device

@@ -16,7 +16,9 @@ ALLOWED = {
     "evaluation": {"backbone"},
     "guard": {"evaluation"},
     "target": {"backbone"},
-    "learner": {"backbone", "evaluation", "guard", "target", "views"},
+    "wrapper": {"backbone", "guard", "target", "views"},
+    "following": {"target", "wrapper"},
+    "learner": {"backbone", "evaluation", "following", "guard", "views"},
     "methods": {"learner", "views"},
     "__init__": {"evaluation", "learner", "methods", "target", "training", "views"},
 }

@@ -170,7 +170,7 @@ def test_tau_follows_the_cosine_and_is_kept_in_a_buffer() -> None:
 
 
 def test_a_target_that_is_never_updated_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("byol_wrap.methods.byol.STEPS_WITHOUT_UPDATE", 3)
+    monkeypatch.setattr("byol_wrap.guard.watch.STEPS_WITHOUT_UPDATE", 3)
     learner = make()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -517,11 +517,12 @@ def test_health_tells_a_collapse() -> None:
     learner.eval()(images(1))
     with pytest.raises(RuntimeError, match="two images or more"):
         learner.health()
-    learner.train()(images(64))
+    view = images(64)
+    learner.train()(view, images(64))
     healthy = learner.health()
     assert (healthy["tau"], healthy["updates"]) == (0.99, 0)
-    assert learner._last is not None
-    oracle = F.normalize(learner._last.representation1).std(0).mean() * 6**0.5
+    _, representation = learner.online(view)
+    oracle = F.normalize(representation).std(0).mean() * 6**0.5
     assert healthy["std_ratio"] == pytest.approx(oracle.item())
     for name, parameter in learner.net.named_parameters():
         if name.endswith("weight"):

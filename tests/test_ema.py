@@ -13,7 +13,7 @@ from reference import FIGURES
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from byol_wrap.methods.target import (
+from byol_wrap.target import (
     at_least_float32,
     cosine_ema_decay,
     is_active,

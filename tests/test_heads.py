@@ -6,7 +6,9 @@ from reference import TRAJECTORY, encoder, encoder_state, head_state, learner_st
 from torch import nn
 
 from byol_wrap import BYOL
-from byol_wrap.methods.heads import in_features, mlp, set_in_features
+from byol_wrap.backbone.encoder import in_features, set_in_features
+from byol_wrap.methods.heads import mlp
+from byol_wrap.methods.processes import SharedBatchNorm1d
 
 
 @pytest.mark.parametrize("size", [10, None])
@@ -24,7 +26,7 @@ def test_head_is_linear_norm_relu_linear(size):
 
 
 @pytest.mark.parametrize(
-    ("sync", "kind"), [(True, nn.SyncBatchNorm), (False, nn.BatchNorm1d), (None, nn.BatchNorm1d)]
+    ("sync", "kind"), [(True, SharedBatchNorm1d), (False, nn.BatchNorm1d), (None, nn.BatchNorm1d)]
 )
 def test_norm_is_shared_between_processes_on_demand(sync, kind):
     norm = mlp(3, 4, 2, sync_batchnorm=sync)[1]

@@ -9,7 +9,7 @@ from reference import FIGURES, TRAJECTORY, encoder, learner_state, tensor
 from torch import Tensor, nn
 
 from byol_wrap import BYOL, LARS, PRESETS, param_groups, warmup_cosine
-from byol_wrap.training.optim import Preset
+from byol_wrap.training.presets import Preset
 
 
 @pytest.mark.parametrize("figures", FIGURES["learning_rate"])

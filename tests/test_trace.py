@@ -92,12 +92,24 @@ def test_construction_leaves_everything_bit_for_bit(net: nn.Module, training: bo
         assert torch.equal(tensor, before["tensors"][name]) or not tensor.numel(), name
 
 
-def test_building_on_the_first_batch_leaves_everything_bit_for_bit(net: nn.Module) -> None:
+def test_building_on_the_first_batch_leaves_nothing_but_what_a_forward_does(net: nn.Module) -> None:
     learner = BYOL(net, **SMALL)
     net.eval()
-    before = state(net)
-    learner._build(torch.rand(2, 3, 32, 32, generator=torch.Generator()))
-    assert_same(before, state(net))
+    twin, tensors = copy.deepcopy(net), [*net.parameters(), *net.buffers()]
+    batch = torch.rand(2, 3, 32, 32)
+    random = torch.get_rng_state()
+    with torch.no_grad():
+        twin(batch)  # how often it is run, and its draws, but for the values of an attribute
+    alone = state(twin)
+    torch.set_rng_state(random)
+    learner.embed(batch)
+    assert learner.representation is not None
+    embedded = state(net)
+    rebound = {name for name, _ in net.named_buffers() if name == "rebound"}
+    assert all(
+        i == id(t) for i, t in zip(embedded["identities"], tensors, strict=True) if not rebound
+    )
+    assert_same(alone | {"identities": []}, embedded | {"identities": []})
 
 
 def test_the_backbone_is_the_users_own_module(net: nn.Module) -> None:

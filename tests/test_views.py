@@ -1,7 +1,7 @@
 """The two augmentation pipelines, image by image against torchvision, and what they draw."""
 
 import math
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 
 import pytest
@@ -15,6 +15,9 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
 from byol_wrap import BYOL, IMAGENET_MEAN, IMAGENET_STD, Recipe
 from byol_wrap.views import (
+    MOCO_VIEW,
+    SIMCLR_VIEW,
+    SIMSIAM_VIEW,
     VIEW1,
     VIEW2,
     Draws,
@@ -372,6 +375,27 @@ def test_every_draw_differs_between_images():
             assert 0 < len(getattr(draws, name)) < 64
     assert 0 < len(draws.blur) < 64
     assert 0 < len(draws.solarize) < 64
+
+
+def test_recipes_of_the_siblings_are_those_of_their_reference_code():
+    alike = {"flip": 0.5, "jitter": 0.8, "greyscale": 0.2, "blur": 0.5, "blur_sigma": (0.1, 2.0)}
+    alike |= {"crop_ratio": (3 / 4, 4 / 3), "solarize": 0.0}
+    names = ("crop_area", "brightness", "contrast", "saturation", "hue")
+    for recipe, numbers in (
+        (SIMSIAM_VIEW, ((0.2, 1.0), 0.4, 0.4, 0.4, 0.1)),
+        (MOCO_VIEW, ((0.2, 1.0), 0.4, 0.4, 0.4, 0.1)),
+        (SIMCLR_VIEW, ((0.08, 1.0), 0.8, 0.8, 0.8, 0.2)),
+    ):
+        assert asdict(recipe) == alike | dict(zip(names, numbers, strict=True))
+
+
+def test_default_views_follow_the_given_recipes():
+    batch = images(4)
+    still = Recipe(crop_area=(1, 1), crop_ratio=(1.4, 1.4), flip=0, jitter=0, greyscale=0)
+    recipes = (still, replace(still, flip=1.0))
+    view1, view2 = Views(None, None, None, None, recipes=recipes)(batch)
+    close(view1, batch, 1e-6)
+    close(view2, batch.flip(-1), 1e-6)
 
 
 def test_every_draw_differs_between_views():

@@ -20,11 +20,34 @@ class Encoder(nn.Module):
         representation: what is read; None until the net has been probed.
     """
 
-    def __init__(self, net: nn.Module, projector: nn.Sequential) -> None:
+    def __init__(self, net: nn.Module, projector: nn.Module) -> None:
         super().__init__()
         self.net = net
         self.projector = projector
         self.representation: Representation | None = None
+
+    @property
+    def is_unsized(self) -> bool:
+        """Whether the projector waits for the representation's size."""
+        return any(is_lazy(parameter) for parameter in self.projector.parameters())
+
+    def size_projector(self, size: int) -> None:
+        """Give a projector that waits for it the representation's size; its weights are drawn now.
+
+        The global random state stays as it was.
+
+        Raises:
+            RuntimeError: the projector takes another size.
+        """
+        takes = in_features(self.projector)
+        if self.is_unsized:
+            with torch.random.fork_rng([]):
+                set_in_features(self.projector, size)
+        elif takes not in (None, size):
+            raise RuntimeError(
+                f"The representation has size {size}, but the heads (from a checkpoint?) expect "
+                f"{takes}. Wrap the net with the arguments they had."
+            )
 
     def represent(self, x: Tensor) -> Tensor:
         """The representation of a batch: (B, ...) in, (B, D) out, in the net's dtype.
@@ -46,6 +69,20 @@ class Encoder(nn.Module):
         """The projection (B, P) and the representation (B, D) of a batch."""
         representation = self.represent(x)
         return self.projector(as_input(self.projector, representation)), representation
+
+
+def in_features(head: nn.Module) -> int | None:
+    """The size of a head's input; None while it is not known."""
+    first = next(head.parameters(), None)
+    return None if first is None or is_lazy(first) else first.shape[-1]
+
+
+def set_in_features(head: nn.Module, size: int) -> None:
+    """Give a head that was built without one the size of its input; its weights are drawn now."""
+    first = next(head.parameters(), None)
+    if first is not None:
+        with torch.no_grad(), eval_mode(head):  # in training it would move BatchNorm's statistics
+            head(torch.zeros(1, size, device=first.device, dtype=first.dtype))
 
 
 def as_input(module: nn.Module, x: Tensor) -> Tensor:
@@ -76,11 +113,6 @@ def empty(module: nn.Module, names: set[str]) -> None:
     for name, parameter in module.named_parameters():
         if name in names:
             parameter.data = parameter.data.new_empty(0)
-
-
-def writes(module: nn.Module) -> int:
-    """How often a module's parameters were written in place; fused optimizers do not count."""
-    return sum(parameter._version for parameter in module.parameters())
 
 
 def is_empty(value: object) -> bool:

@@ -13,8 +13,23 @@ class Outputs(NamedTuple):
     """What the online network made of a batch, without gradient."""
 
     representation1: Tensor  # (B, D) of the first view
-    representation2: Tensor  # (B, D) of the second view
+    representation2: Tensor | None  # (B, D) of the second; None where only one went through
     projection1: Tensor  # (B, P) of the first view
+
+
+def figures(outputs: Outputs) -> dict[str, float]:
+    """All that can be told of a batch's outputs; reads from the device."""
+    first, second, projection = outputs
+    told = {
+        "std_ratio": std_ratio(first),
+        "rank": effective_rank(first),
+        "projection_std_ratio": std_ratio(projection),
+        "projection_rank": effective_rank(projection),
+        "uniformity": uniformity(first),
+    }
+    if second is not None:
+        told["alignment"] = alignment(first, second)
+    return {name: float(figure) for name, figure in told.items()}
 
 
 @torch.no_grad()

@@ -1,8 +1,9 @@
-"""Whether a checkpoint fits a learner, asked before anything is loaded."""
+"""A learner's checkpoints: they fit, or they are refused before anything is changed."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 FOREIGN = {
@@ -53,3 +54,63 @@ def check_fits(
 
 def _shape(value: Any) -> tuple[int, ...] | str:
     return tuple(value.shape) if hasattr(value, "shape") else f"of a {type(value).__name__}"
+
+
+class Checkpointed(nn.Module):
+    """A module whose state is loaded whole or not at all, also while parts of it have no size."""
+
+    @property
+    def net(self) -> nn.Module:
+        """The user's backbone, whose own state is told from the module's."""
+        raise NotImplementedError
+
+    def _size_heads(self, size: int) -> None:
+        """Give heads that wait for it the size of the representation."""
+        raise NotImplementedError
+
+    def _state_is_loaded(self) -> None:
+        """What was derived from the old state is out of date."""
+
+    def _not_loaded(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What of a state is left out, as this module has no use for it: names and own values."""
+        return {}
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As ``nn.Module.load_state_dict``, but a state that does not fit changes nothing.
+
+        Raises:
+            RuntimeError: names (unless ``strict`` is False) or shapes differ; the message names the
+                first that does.
+        """
+        # A net that renames keys of old checkpoints in a hook knows its keys better.
+        renames = any(module._load_state_dict_pre_hooks for module in self.net.modules())
+        self._check_fits(state_dict, names=strict and not renames)
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        if any(is_lazy(parameter) for parameter in self.parameters()):
+            raise RuntimeError(
+                "The heads have no size yet, so there is no state to save: give image_size= to "
+                f"{type(self).__name__}, or run one batch first."
+            )
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        given = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
+        self._check_fits(given, names=False)  # here as a part of another module
+        waiting = next((n for n, p in self.named_parameters() if is_lazy(p)), None)
+        if waiting in given:
+            self._size_heads(given[waiting].shape[-1])
+        state_dict |= {prefix + name: value for name, value in self._not_loaded(given).items()}
+        self._state_is_loaded()
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _check_fits(self, given: Mapping[str, Any], *, names: bool) -> None:
+        own: dict[str, Any] = {}
+        nn.Module._save_to_state_dict(self, own, "", keep_vars=True)
+        for name, part in self.named_children():
+            own |= part.state_dict(prefix=f"{name}.")
+        own |= {name: given[name] for name in self._not_loaded(given)}
+        check_fits(own, given, self.net.state_dict(), names=names)

@@ -1,4 +1,7 @@
-"""A watch on training that notices a collapse, and what may have caused it."""
+"""Notices a collapse, and says what may have caused it."""
+
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +18,21 @@ SMALLEST_TAU = 0.5
 SMALLEST_BATCH = 16
 
 
+@dataclass(frozen=True)
+class Run:
+    """What there is to know of a training run beside its outputs.
+
+    Attributes:
+        tau: the decay of the target's next update; None where there is no target.
+        predictor: of the learner; None for a method without one.
+        optimizer: which one trains the learner, where that is known.
+    """
+
+    tau: float | None
+    predictor: nn.Module | None
+    optimizer: Optimizer | None
+
+
 class CollapseWatch:
     """Notices that features have been collapsed for long, without waiting for the device.
 
@@ -24,6 +42,7 @@ class CollapseWatch:
     """
 
     def __init__(self) -> None:
+        self.not_finite = False  # whether a look found features that were not
         self._steps = 0
         self._collapsed_looks = 0
         self._look: Tensor | None = None
@@ -42,6 +61,7 @@ class CollapseWatch:
         ratios: list[float] = []
         if self._look is not None and (self._copied is None or self._copied.query()):
             ratios = self._look.tolist()
+            self.not_finite = not all(map(math.isfinite, ratios))
             self._collapsed_looks = self._collapsed_looks + 1 if min(ratios) < COLLAPSED else 0
             self._look = None
         if self._look is None:
@@ -58,29 +78,31 @@ class CollapseWatch:
 def likely_causes(
     *,
     steps_since_update: int,
-    tau: float,
+    tau: float | None,
     batch_size: int,
-    predictor: nn.Module,
+    predictor: nn.Module | None,
     optimizer: Optimizer | None,
 ) -> list[str]:
     """Why a run may have collapsed, the surest cause first, each with what to do about it.
 
     Args:
         steps_since_update: training steps since the target was last updated.
-        tau: the decay of the next update.
+        tau: the decay of the next update; None where there is no target.
         batch_size: of the last batch.
-        predictor: of the learner.
+        predictor: of the learner; None for a method without one.
         optimizer: which one trains the learner, where that is known.
     """
     causes = []
-    if steps_since_update >= LOOK_EVERY:
+    if tau is None:
+        pass
+    elif steps_since_update >= LOOK_EVERY:
         causes.append(
             f"the target has not been updated for {steps_since_update} training steps (call "
             "learner.update_moving_average() after optimizer.step())"
         )
     elif tau < SMALLEST_TAU:
         causes.append(f"with tau at {tau:g} the target is as good as the online network (try 0.99)")
-    if next(predictor.parameters(), None) is None:
+    if predictor is not None and next(predictor.parameters(), None) is None:
         causes.append("the predictor has nothing to learn with (it is what prevents a collapse)")
     if batch_size < SMALLEST_BATCH:
         causes.append(f"batches of {batch_size} leave BatchNorm little to work with (try 64)")
@@ -99,3 +121,23 @@ def likely_causes(
         "the learning rate is too high for this network (try a tenth), or two views of an image "
         "have nothing in common (look at learner.views(images))"
     ]
+
+
+def message(
+    std_ratios: dict[str, float], run: Run, steps_since_update: int, batch_size: int
+) -> str:
+    """What to say of a collapse."""
+    figures = " and ".join(f"{ratio:.3f} of the {kind}" for kind, ratio in std_ratios.items())
+    causes = likely_causes(
+        steps_since_update=steps_since_update,
+        tau=run.tau,
+        batch_size=batch_size,
+        predictor=run.predictor,
+        optimizer=run.optimizer,
+    )
+    return (
+        f"Training has collapsed: images are hardly told apart any more. The std ratio is "
+        f"{figures}, and one of them was under {COLLAPSED} for the last {LOOKS * LOOK_EVERY} "
+        f"steps. Likely causes in this run: {'; '.join(causes)}. Start anew: weights that have "
+        "collapsed do not recover."
+    )

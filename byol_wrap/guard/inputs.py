@@ -1,4 +1,4 @@
-"""What a learner may be fed, and the errors for what it may not."""
+"""What a batch must be to be taken, and the errors for what it may not be."""
 
 import math
 
@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 SMALLEST_SIDE = 8  # pixels; the smallest crop of such an image has two
-FAR_BELOW, FAR_ABOVE = -0.5, 1.5
 
 
 def check_images(images: Tensor, channels: int, device: torch.device) -> None:
@@ -19,9 +18,17 @@ def check_images(images: Tensor, channels: int, device: torch.device) -> None:
     """
     check_batch(images, device, "images")
     if images.dtype != torch.uint8 and not images.is_floating_point():
+        if images.dtype == torch.bool:
+            hint = "images.float() makes black and white of them"
+        elif images.dtype.is_complex:
+            hint = "take their magnitude, and divide by the largest that there can be"
+        else:
+            hint = (
+                "make floats of them and divide by the largest value that there can be, such as "
+                "images.float() / 65535 for 16 bits"
+            )
         raise TypeError(
-            f"images should be uint8 in [0, 255] or floats in [0, 1], got {images.dtype}; "
-            "use images.to(torch.uint8), or divide by the largest value."
+            f"images should be uint8 in [0, 255] or floats in [0, 1], got {images.dtype}; {hint}."
         )
     if images.ndim != 4:
         raise ValueError(
@@ -83,13 +90,13 @@ def check_pair(view1: Tensor, view2: Tensor, device: torch.device) -> None:
         )
 
 
-def check_more_than_one(batch: Tensor) -> None:
-    """Raise ValueError for a batch of one, which BatchNorm in the heads cannot train on."""
+def check_more_than_one(batch: Tensor, method: str) -> None:
+    """Raise ValueError for a batch of one, which neither BatchNorm nor negatives can train on."""
     if batch.shape[0] == 1:
         raise ValueError(
-            "A batch of one cannot train BYOL: the heads' BatchNorm needs at least 2 images. Use a "
-            "larger batch (drop_last=True in the DataLoader); to only compute, use "
-            "learner.embed(images) or learner.eval()."
+            f"A batch of one cannot train {method}: it needs at least 2 images, for BatchNorm in "
+            "the heads or to compare them. Use a larger batch (drop_last=True in the DataLoader); "
+            "to only compute, use learner.embed(images) or learner.eval()."
         )
 
 
@@ -112,18 +119,3 @@ def check_values(batch: Tensor, name: str) -> tuple[float, float]:
             "not finite. Look for a division by zero or a broken file in the data."
         )
     return low, high
-
-
-def is_far_from_unit(low: float, high: float) -> bool:
-    """Whether values far outside [0, 1] occur."""
-    return low < FAR_BELOW or high > FAR_ABOVE
-
-
-def far_from_unit_message(low: float, high: float) -> str:
-    """What to say of them."""
-    guess = "Are they normalised already?" if low < 0 else "Are they still in [0, 255]?"
-    return (
-        f"images should be floats in [0, 1], got values from {low:.3g} to {high:.3g}. {guess} The "
-        "default views clip to [0, 1] and normalise: divide by 255, or leave normalisation out of "
-        "your loader."
-    )

@@ -1,11 +1,12 @@
-"""The heads on top of the encoder: projector and predictor have one architecture."""
+"""The papers' heads: projectors on top of the representation, and predictors on top of those.
 
-from typing import cast
+A size of None is that of the representation, which may not be known yet: such layers are lazy, and
+their parameters keep their identity when it is found. A lazy layer draws no weights.
+"""
 
-import torch
-import torch.distributed as dist
-from torch import nn
-from torch.nn.parameter import is_lazy
+from torch import Tensor, nn
+
+from byol_wrap.methods.processes import LazySharedBatchNorm1d, SharedBatchNorm1d, in_group
 
 
 def mlp(
@@ -15,15 +16,14 @@ def mlp(
     *,
     sync_batchnorm: bool | None = False,
 ) -> nn.Sequential:
-    """Linear, BatchNorm1d, ReLU, Linear without bias.
+    """Linear, BatchNorm1d, ReLU, Linear without bias: projector and predictor of BYOL.
 
     Args:
-        in_features: size of the input, or None where it is not known yet: the first layer is then
-            an ``nn.LazyLinear``, whose parameters keep their identity when their size is found.
+        in_features: size of the input, or None where it is not known yet.
         hidden_features: width of the hidden layer (4096 in the paper).
         out_features: size of the output (256 in the paper).
-        sync_batchnorm: whether statistics are shared between processes (PyTorch does so on GPUs
-            only); None does so in a group of several processes on nccl.
+        sync_batchnorm: whether statistics are shared between processes; None does so in a group of
+            several.
 
     Returns:
         A module from (B, in_features) to (B, out_features).
@@ -35,43 +35,130 @@ def mlp(
         Grill et al. 2020, section 3.3; no BatchNorm follows the last layer. The reference code
         draws weights from a truncated normal; here they are PyTorch's default.
     """
-    sizes = {"hidden": hidden_features, "output": out_features}
+    _check_sizes(hidden=hidden_features, output=out_features)
     if in_features is not None:
-        sizes["input"] = in_features
-    for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(
-                f"The {name} size of a head should be a positive integer, got {size!r}."
-            )
-    first = (
-        nn.LazyLinear(hidden_features)
-        if in_features is None
-        else nn.Linear(in_features, hidden_features)
-    )
-    if sync_batchnorm is None:
-        sync_batchnorm = (
-            dist.is_available()
-            and dist.is_initialized()
-            and dist.get_world_size() > 1
-            and "nccl" in dist.get_backend()
-        )
-    norm = nn.SyncBatchNorm if sync_batchnorm else nn.BatchNorm1d
+        _check_sizes(input=in_features)
     return nn.Sequential(
-        first,
-        norm(hidden_features),
+        _linear(in_features, hidden_features),
+        _norm(hidden_features, sync_batchnorm),
         nn.ReLU(inplace=True),
         nn.Linear(hidden_features, out_features, bias=False),
     )
 
 
-def in_features(head: nn.Sequential) -> int | None:
-    """The size of a head's input; None while it is not known."""
-    first = cast(nn.Linear, head[0])
-    return None if is_lazy(first.weight) else first.weight.shape[1]
+def simsiam_projector(
+    hidden_features: int | None, out_features: int, *, sync_batchnorm: bool | None = False
+) -> nn.Sequential:
+    """Three layers with BatchNorm after each; the last has neither ReLU nor weights of its own.
+
+    Args:
+        hidden_features: width of both hidden layers.
+        out_features: size of the output (2048 in the paper).
+        sync_batchnorm: as for ``mlp``.
+
+    Reference:
+        Chen and He 2021 (arXiv 2011.10566), section 3, and facebookresearch/simsiam.
+    """
+    _check_sizes(hidden=1 if hidden_features is None else hidden_features, output=out_features)
+    return nn.Sequential(
+        _linear(None, hidden_features, bias=False),
+        _norm(hidden_features, sync_batchnorm),
+        nn.ReLU(inplace=True),
+        _linear(hidden_features, hidden_features, bias=False),
+        _norm(hidden_features, sync_batchnorm),
+        nn.ReLU(inplace=True),
+        _linear(hidden_features, out_features, bias=False),
+        _norm(out_features, sync_batchnorm, affine=False),
+    )
 
 
-def set_in_features(head: nn.Sequential, size: int) -> None:
-    """Give a head that was built without one the size of its input; its weights are drawn now."""
-    last = cast(nn.Linear, head[-1]).weight
-    with torch.no_grad():
-        head[0](torch.empty(1, size, device=last.device, dtype=last.dtype))
+def simsiam_predictor(
+    features: int, hidden_features: int, *, sync_batchnorm: bool | None = False
+) -> nn.Sequential:
+    """A bottleneck: two layers from ``features`` through ``hidden_features`` and back.
+
+    Reference:
+        Chen and He 2021, section 3: a quarter of the features in the middle.
+    """
+    _check_sizes(hidden=hidden_features, output=features)
+    return nn.Sequential(
+        nn.Linear(features, hidden_features, bias=False),
+        _norm(hidden_features, sync_batchnorm),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden_features, features),
+    )
+
+
+def simclr_projector(
+    hidden_features: int | None, out_features: int, *, sync_batchnorm: bool | None = False
+) -> nn.Sequential:
+    """Two layers with BatchNorm after each; that of the last scales, but does not shift.
+
+    Reference:
+        Chen et al. 2020 (arXiv 2002.05709), section 2.1, and google-research/simclr, whose code has
+        the BatchNorm that the text does not. Its fixed shift is a bias of zero that is not trained.
+    """
+    _check_sizes(hidden=1 if hidden_features is None else hidden_features, output=out_features)
+    last = _norm(out_features, sync_batchnorm)
+    last.get_parameter("bias").requires_grad_(False)
+    return nn.Sequential(
+        _linear(None, hidden_features),
+        _norm(hidden_features, sync_batchnorm),
+        nn.ReLU(inplace=True),
+        _linear(hidden_features, out_features, bias=False),
+        last,
+    )
+
+
+def moco_projector(hidden_features: int | None, out_features: int) -> nn.Sequential:
+    """Two layers without BatchNorm.
+
+    Reference:
+        Chen et al. 2020 (MoCo v2, arXiv 2003.04297), section 2, and facebookresearch/moco.
+    """
+    _check_sizes(hidden=1 if hidden_features is None else hidden_features, output=out_features)
+    return nn.Sequential(
+        _linear(None, hidden_features),
+        nn.ReLU(inplace=True),
+        _linear(hidden_features, out_features),
+    )
+
+
+class LazySquare(nn.LazyLinear):
+    """A linear layer as wide as its input, whose size is not known yet."""
+
+    def __init__(self, bias: bool = True) -> None:
+        super().__init__(0, bias)
+
+    def initialize_parameters(self, input: Tensor) -> None:  # type: ignore[override]
+        """Take the input's size for the output's, too."""
+        self.out_features = input.shape[-1]
+        super().initialize_parameters(input)
+
+
+def _linear(in_features: int | None, out_features: int | None, bias: bool = True) -> nn.Linear:
+    if out_features is None:
+        return LazySquare(bias)
+    if in_features is None:
+        return nn.LazyLinear(out_features, bias)
+    return nn.Linear(in_features, out_features, bias)
+
+
+def _norm(features: int | None, shared: bool | None, affine: bool = True) -> nn.Module:
+    if in_group() if shared is None else shared:
+        if features is None:
+            return LazySharedBatchNorm1d(affine=affine)
+        return SharedBatchNorm1d(features, affine=affine)
+    return (
+        nn.LazyBatchNorm1d(affine=affine)
+        if features is None
+        else nn.BatchNorm1d(features, affine=affine)
+    )
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(
+                f"The {name} size of a head should be a positive integer, got {size!r}."
+            )

@@ -1,8 +1,7 @@
-"""The reference's optimizer: LARS, its parameter groups, its learning rate, its presets."""
+"""The references' optimizer: LARS, its parameter groups, its learning rate."""
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,32 +14,6 @@ NORMALISATION = (
     nn.GroupNorm,
     nn.RMSNorm,
 )
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Settings of the reference for a length of training; see ``PRESETS``.
-
-    Attributes:
-        learning_rate: base learning rate, to be multiplied by batch size / 256.
-        weight_decay: for LARS.
-        moving_average_decay: tau of the first update.
-        warmup_epochs: length of the linear warm-up.
-    """
-
-    learning_rate: float
-    weight_decay: float
-    moving_average_decay: float
-    warmup_epochs: int = 10
-
-
-PRESETS = {
-    40: Preset(0.45, 1e-6, 0.97),
-    100: Preset(0.45, 1e-6, 0.99),
-    300: Preset(0.3, 1e-6, 0.99),
-    1000: Preset(0.2, 1.5e-6, 0.996),
-}
-"""By epochs on ImageNet, as in the reference code (deepmind-research/byol)."""
 
 
 def warmup_cosine(step: int, total_steps: int, warmup_steps: int) -> float:
@@ -75,7 +48,38 @@ def warmup_cosine(step: int, total_steps: int, warmup_steps: int) -> float:
     return (1 + math.cos(math.pi * progress)) / 2
 
 
-def param_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def cosine_schedule(
+    optimizer: Optimizer, total_steps: int, warmup_steps: int = 0
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Let an optimizer's rates follow ``warmup_cosine``; call its ``step`` after the optimizer's.
+
+    Groups with "constant_lr" keep their rate; see ``param_groups``.
+
+    Args:
+        optimizer: whose rates, as they are now, are the peak.
+        total_steps: at which step they reach 0.
+        warmup_steps: at which step they reach their peak.
+
+    Raises:
+        ValueError: as ``warmup_cosine``.
+    """
+
+    def along_the_cosine(step: int) -> float:
+        return warmup_cosine(step, total_steps, warmup_steps)
+
+    def constant(step: int) -> float:
+        return 1.0
+
+    along_the_cosine(0)
+    shares = [
+        constant if g.get("constant_lr") else along_the_cosine for g in optimizer.param_groups
+    ]
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, shares)  # type: ignore[arg-type]
+
+
+def param_groups(
+    module: nn.Module, weight_decay: float, *, constant_lr: nn.Module | None = None
+) -> list[dict[str, Any]]:
     """Parameters that train, split into those with and without weight decay and LARS scaling.
 
     Biases and all parameters of normalisation layers go without. What is which is told by the type
@@ -85,12 +89,15 @@ def param_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
     Args:
         module: a learner, or any module.
         weight_decay: of the first group.
+        constant_lr: a part of it whose rate should stay constant, in groups of its own: SimSiam's
+            paper does so with ``learner.predictor``.
 
     Returns:
-        Two groups for any optimizer; "lars_exclude" in the second tells ``LARS``.
+        Two groups for any optimizer; "lars_exclude" in the second tells ``LARS``. With
+        ``constant_lr`` two more, which "constant_lr" tells ``cosine_schedule``.
     """
-    decayed: list[Tensor] = []
-    excluded: list[Tensor] = []
+    apart = set() if constant_lr is None else {id(p) for p in constant_lr.parameters()}
+    split: dict[tuple[bool, bool], list[Tensor]] = {}
     seen: set[int] = set()
     for layer in module.modules():
         normalises = isinstance(layer, NORMALISATION) or "Norm" in type(layer).__name__
@@ -98,11 +105,17 @@ def param_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
             if not parameter.requires_grad or id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            (excluded if normalises or name.endswith("bias") else decayed).append(parameter)
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": excluded, "weight_decay": 0.0, "lars_exclude": True},
-    ]
+            key = (id(parameter) in apart, normalises or name.endswith("bias"))
+            split.setdefault(key, []).append(parameter)
+    groups: list[dict[str, Any]] = []
+    for constant in (False, True) if apart else (False,):
+        extra = {"constant_lr": True} if constant else {}
+        decayed, excluded = split.get((constant, False), []), split.get((constant, True), [])
+        groups += [
+            {"params": decayed, "weight_decay": weight_decay, **extra},
+            {"params": excluded, "weight_decay": 0.0, "lars_exclude": True, **extra},
+        ]
+    return groups
 
 
 class LARS(Optimizer):

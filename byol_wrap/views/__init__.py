@@ -3,12 +3,29 @@
 from byol_wrap.views.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize, normalization
 from byol_wrap.views.pair import Augment, Views
 from byol_wrap.views.pixels import as_unit_float
-from byol_wrap.views.random_view import Draws, RandomView, apply, as_pair, draw
-from byol_wrap.views.recipes import VIEW1, VIEW2, Recipe
+from byol_wrap.views.random_view import (
+    Draws,
+    RandomView,
+    apply,
+    as_pair,
+    draw,
+    is_random_view,
+)
+from byol_wrap.views.recipes import (
+    MOCO_VIEW,
+    SIMCLR_VIEW,
+    SIMSIAM_VIEW,
+    VIEW1,
+    VIEW2,
+    Recipe,
+)
 
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "MOCO_VIEW",
+    "SIMCLR_VIEW",
+    "SIMSIAM_VIEW",
     "VIEW1",
     "VIEW2",
     "Augment",
@@ -21,5 +38,6 @@ __all__ = [
     "as_pair",
     "as_unit_float",
     "draw",
+    "is_random_view",
     "normalization",
 ]

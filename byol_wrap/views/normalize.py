@@ -52,13 +52,14 @@ class Normalize:
             raise ValueError(
                 f"mean must be finite and std positive, got mean={self.mean}, std={self.std}."
             )
-        self._on_device: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._on_device: dict[torch.device, Tensor] = {}
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) in, the same shape out."""
+        """(B, C, ...) in, the same shape out."""
         if images.device not in self._on_device:
             with torch.inference_mode(False):
                 stats = torch.tensor([self.mean, self.std], device=images.device)
-            self._on_device[images.device] = (stats[0, :, None, None], stats[1, :, None, None])
-        mean, std = self._on_device[images.device]
+            self._on_device[images.device] = stats
+        flat = (2, len(self.mean), *[1] * (images.ndim - 2))
+        mean, std = self._on_device[images.device].view(flat)
         return (images - mean) / std

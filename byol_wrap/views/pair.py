@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from byol_wrap.views.pixels import as_unit_float
-from byol_wrap.views.random_view import RandomView
-from byol_wrap.views.recipes import VIEW1, VIEW2
+from byol_wrap.views.random_view import RandomView, is_random_view
+from byol_wrap.views.recipes import VIEW1, VIEW2, Recipe
 
 Augment = Callable[[Tensor], Tensor]
 
@@ -20,6 +20,7 @@ class Views:
         augment_fn2: replaces the second.
         size: (height, width) of the default views; None keeps that of the images.
         normalize: what both pipelines, and images to embed, go through last; None for nothing.
+        recipes: of the default views, the first and the second.
 
     Raises:
         TypeError: a pipeline that cannot be called.
@@ -31,13 +32,15 @@ class Views:
         augment_fn2: Augment | None,
         size: tuple[int, int] | None,
         normalize: Augment | None,
+        *,
+        recipes: tuple[Recipe, Recipe] = (VIEW1, VIEW2),
     ) -> None:
         for name, augment in (("augment_fn", augment_fn), ("augment_fn2", augment_fn2)):
             if augment is not None and not callable(augment):
                 raise TypeError(f"{name} should be callable, got {type(augment).__name__}.")
-        self.augment1 = RandomView(VIEW1, size) if augment_fn is None else augment_fn
+        self.augment1 = RandomView(recipes[0], size) if augment_fn is None else augment_fn
         second = augment_fn if augment_fn2 is None else augment_fn2
-        self.augment2 = RandomView(VIEW2, size) if second is None else second
+        self.augment2 = RandomView(recipes[1], size) if second is None else second
         self.normalize = normalize
 
     @torch.no_grad()
@@ -51,7 +54,7 @@ class Views:
         if isinstance(augment, nn.Module):
             augment.to(images.device)
         # A user's own may work in place, on what is the other view's input or the user's batch.
-        view = augment(images if isinstance(augment, RandomView) else images.clone())
+        view = augment(images if is_random_view(augment) else images.clone())
         if not isinstance(view, Tensor) or view.shape[:1] != images.shape[:1]:
             got = tuple(view.shape) if isinstance(view, Tensor) else type(view).__name__
             raise ValueError(

@@ -72,6 +72,11 @@ class RandomView:
         return f"RandomView({self.recipe}, size={self.size})"
 
 
+def is_random_view(augment: object) -> bool:
+    """Whether a pipeline is a ``RandomView``, which ends in [0, 1] and leaves its input alone."""
+    return isinstance(augment, RandomView)
+
+
 def draw(recipe: Recipe, batch: int, height: int, width: int) -> Draws:
     """Draw a view's parameters for ``batch`` images of ``height`` x ``width`` pixels."""
     jitter = _chosen(recipe.jitter, batch)

@@ -44,3 +44,9 @@ class Recipe:
 
 VIEW1 = Recipe()
 VIEW2 = replace(VIEW1, blur=0.1, solarize=0.2)
+
+# Both views of the siblings: SimSiam (2011.10566), MoCo v2 (2003.04297) and, with the strength of
+# colour that it has on ImageNet, SimCLR (2002.05709).
+SIMSIAM_VIEW = Recipe(crop_area=(0.2, 1.0), saturation=0.4, blur=0.5)
+MOCO_VIEW = SIMSIAM_VIEW
+SIMCLR_VIEW = Recipe(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5)

@@ -1,0 +1,99 @@
+"""When the target network moves, and how far: by hand, or after an optimizer's steps."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from byol_wrap.target import Attachment, Pace, check_trains
+from byol_wrap.wrapper import Wrapper
+
+
+class Following(Wrapper):
+    """Networks of which one, the target, follows the other, where the method has a target."""
+
+    step: Tensor
+
+    def __init__(
+        self,
+        *args: Any,
+        moving_average_decay: float | None,
+        total_steps: int | None,
+        **kwargs: Any,
+    ) -> None:
+        pace = None if moving_average_decay is None else Pace(moving_average_decay, total_steps)
+        super().__init__(*args, with_target=pace is not None, **kwargs)
+        self._pace = pace
+        if pace is not None:
+            self.register_buffer("step", torch.zeros((), dtype=torch.long, device=self._place()))
+        self._attachment = Attachment()
+
+    @property
+    def tau(self) -> float:
+        """The decay that the target's next update will use."""
+        if self._pace is None:
+            raise AttributeError(f"{type(self).__name__} has no target network, and so no tau.")
+        return self._pace.tau(self.step)
+
+    def update_moving_average(self) -> None:
+        """Move the target towards the online network; call it after each optimizer step.
+
+        ``target <- target + (1 - tau) (online - target)`` for every parameter, in float32 or wider.
+        The k-th call, from 0, uses tau_k. After ``attach`` it changes nothing and says so, once. A
+        method without a target has nothing to move.
+        """
+        if not self._attachment.is_active:
+            self._update()
+        elif self.has_target:
+            self._watch.warn(
+                "attached",
+                "update_moving_average() does nothing on a learner that is attached to an "
+                "optimizer, which updates it already: remove the call, or do not attach.",
+            )
+
+    def attach(self, optimizer: Optimizer) -> RemovableHandle:
+        """Update the moving average after each real step of an optimizer.
+
+        Accumulated batches cause no update, nor does a step that ``GradScaler`` skips.
+
+        Args:
+            optimizer: the one that trains the learner; where there are several, the last to step.
+
+        Returns:
+            A handle; ``handle.remove()`` detaches. Copies of the learner are not attached.
+
+        Raises:
+            TypeError: not a torch optimizer.
+            ValueError: it trains none of the learner's parameters.
+            RuntimeError: the learner is attached already.
+        """
+        trained = check_trains(optimizer, self)
+        if self._attachment.is_active:
+            raise RuntimeError(
+                "The learner is attached to an optimizer already: remove that handle."
+            )
+        name, head = self._last_head()
+        if not trained & {id(parameter) for parameter in head.parameters()}:
+            self._watch.untrained(name)
+        return self._attachment.attach(optimizer, self._update)
+
+    @torch.no_grad()
+    def _update(self) -> None:
+        name, head = self._last_head()
+        if self._pace is not None:
+            if self._watch.may_follow(head):
+                self.target.follow(self.online, self.tau)
+            self._pace.advance(self.step)
+            self._watch.updated(self._pace.updates, self._pace.total_steps)
+        self._watch.look_at(self.net, head, name)
+
+    def _last_head(self) -> tuple[str, nn.Module]:
+        """The head that nothing but an optimizer of the learner's parameters trains."""
+        name = "predictor" if "predictor" in self._modules else "projector"
+        return name, getattr(self, "predictor", self.online.projector)
+
+    def _state_is_loaded(self) -> None:
+        if self._pace is not None:
+            self._pace.read_anew()

@@ -1,0 +1,183 @@
+"""The one watch on training: it sees each step, and gives every warning, each once."""
+
+import math
+import warnings
+from collections import deque
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from byol_wrap.evaluation.health import Outputs
+from byol_wrap.guard.collapse import CollapseWatch, Run, message
+
+STEPS_WITHOUT_UPDATE = 100  # after how many a learner says that its target stands still
+LOOKS_BEFORE_WARNING = 10  # after how many it says that a head is left out of training
+TOO_LONG = 1.1, 10  # times total_steps, and steps: more than a run that was miscounted a little
+
+
+class Watch:
+    """Counts a learner's training steps and updates, and looks at what comes out of them.
+
+    A training step is a loss with gradient, whatever mode a flag is in. A copy of a learner starts
+    to watch anew, and gives its own warnings.
+    """
+
+    def __init__(self) -> None:
+        self._warned: set[str] = set()
+        self._steps = 0
+        self._steps_since_update = 0
+        self._looks = 0  # at the heads
+        self._writes = (0, 0)
+        self._eval_writes: int | None = None  # of the net's, when a step in eval mode began
+        self._not_finite = False
+        self._collapse = CollapseWatch()
+        self._seen: deque[tuple[Tensor, Tensor]] = deque(maxlen=8)
+
+    def __reduce__(self) -> tuple[type["Watch"], tuple[()]]:
+        return Watch, ()
+
+    def warn(self, about: str, message: str) -> None:
+        """Give a warning, unless it was given already."""
+        if about not in self._warned:
+            self._warned.add(about)
+            warnings.warn(message, UserWarning, stacklevel=3)
+
+    # What came out of the networks
+
+    def forget_batch(self) -> None:
+        """A new batch begins."""
+        self._seen.clear()
+
+    def saw(self, representation: Tensor, projection: Tensor) -> None:
+        """Note what the online network makes of one view of a batch."""
+        self._seen.append((representation.detach(), projection.detach()))
+
+    @property
+    def outputs(self) -> Outputs | None:
+        """What it made of the last batch; None before the first."""
+        if not self._seen:
+            return None
+        representation2 = self._seen[1][0] if len(self._seen) > 1 else None
+        return Outputs(self._seen[0][0], representation2, self._seen[0][1])
+
+    # What happens in training
+
+    def step(self, run: Run, learner: nn.Module, net: nn.Module) -> None:
+        """A loss with gradient begins; what the one before it left is looked at."""
+        if not self._is_training(learner, net):
+            return
+        self._steps += 1
+        self._steps_since_update += 1
+        still = self._steps_since_update > STEPS_WITHOUT_UPDATE
+        if still and run.tau is not None and run.tau < 1:
+            self.warn(
+                "still",
+                f"The target network has not been updated for {STEPS_WITHOUT_UPDATE} training "
+                "steps: call learner.update_moving_average() after optimizer.step(), or "
+                "learner.attach(optimizer) once.",
+            )
+        outputs = self.outputs
+        if outputs is None:
+            return
+        ratios = self._collapse.collapsed(outputs)
+        if self._collapse.not_finite:
+            self._warn_of_not_finite("the features", self._steps - 1)
+        elif ratios is not None:
+            batch_size = len(outputs.representation1)
+            self.warn("collapse", message(ratios, run, self._steps_since_update, batch_size))
+
+    def lost(self, loss: Tensor) -> None:
+        """A training step has its loss, which is looked at where that is no wait."""
+        if loss.device.type == "cpu" and not _is_finite(loss):
+            self._not_finite = True
+            self._warn_of_not_finite("the loss", self._steps)
+
+    def may_follow(self, head: nn.Module) -> bool:
+        """Whether the target may follow: not where the online network is known to be lost.
+
+        A gradient that is not finite reaches the last weights of a head first.
+        """
+        last = list(head.parameters())[-1:]
+        if not self._not_finite and last and last[0].device.type == "cpu" and not is_lazy(last[0]):
+            self._not_finite = not _is_finite(last[0].sum())
+            if self._not_finite:
+                self._warn_of_not_finite("the weights of the heads", self._steps)
+        return not self._not_finite
+
+    def updated(self, step: int | None, total_steps: int | None) -> None:
+        """The target was moved, ``step`` times in all where that is known on the host."""
+        self._steps_since_update = 0
+        times, more = TOO_LONG
+        if step is None or total_steps is None:
+            return
+        if step > max(times * total_steps, total_steps + more):
+            self.warn(
+                "total_steps",
+                f"The target has had {step} updates, but total_steps={total_steps}: since then tau "
+                "is 1, and the target stands still. Give total_steps the number of optimizer steps "
+                "of the whole run.",
+            )
+
+    def look_at(self, net: nn.Module, head: nn.Module, name: str) -> None:
+        """Notice where the net is trained, and a head has gradients that nobody uses."""
+        self._looks += 1
+        if self._looks not in (1, 1 + LOOKS_BEFORE_WARNING):
+            return
+        writes = _writes(net), _writes(head)
+        if self._looks == 1:
+            self._writes = writes
+        elif writes[0] != self._writes[0] and writes[1] == self._writes[1] and _has_gradient(head):
+            self.untrained(name)
+
+    def untrained(self, name: str) -> None:
+        """The optimizer leaves a head out."""
+        self.warn(
+            "heads",
+            f"The optimizer does not train the {name}. Unless another one does, build it from "
+            "learner.parameters(), not from the net's.",
+        )
+
+    def _is_training(self, learner: nn.Module, net: nn.Module) -> bool:
+        """Whether a loss with gradient is one of training; warn where that happens in eval mode.
+
+        In eval mode it is where the weights have changed since the last one. BatchNorm layers alone
+        in eval mode are another thing: people freeze them on purpose.
+        """
+        if learner.training and net.training:
+            self._eval_writes = None
+            return True
+        before, self._eval_writes = self._eval_writes, _writes(net) + self._looks
+        if before is None or self._eval_writes == before:
+            return learner.training
+        which = "learner" if not learner.training else "learner.net"
+        self.warn(
+            "eval",
+            f"The net is trained while {which} is in eval mode, left there by a validation pass? "
+            f"Without the batch's BatchNorm statistics training can collapse: call {which}.train() "
+            "after each validation. To keep BatchNorm as it is on purpose, put those layers alone "
+            "in eval mode.",
+        )
+        return True
+
+    def _warn_of_not_finite(self, what: str, step: int) -> None:
+        self.warn(
+            "finite",
+            f"Training is lost: {what} ceased to be finite at about step {step} (of this process)."
+            " Go back to a checkpoint before it, with a lower learning rate, bfloat16 in place of "
+            "float16, or gradients clipped (torch.nn.utils.clip_grad_norm_). The target is no "
+            "longer moved where that is seen in time.",
+        )
+
+
+def _is_finite(scalar: Tensor) -> bool:
+    value: float = scalar.detach().reshape(1).tolist()[0]
+    return math.isfinite(value)
+
+
+def _writes(module: nn.Module) -> int:
+    """How often a module's parameters were written in place; fused optimizers do not count."""
+    return sum(parameter._version for parameter in module.parameters())
+
+
+def _has_gradient(module: nn.Module) -> bool:
+    return any(parameter.grad is not None for parameter in module.parameters())

@@ -1,0 +1,243 @@
+"""The target network: a copy that follows the online network, its pace, and when it moves."""
+
+import copy
+import math
+import weakref
+from collections.abc import Callable, Iterable
+from operator import index as as_index
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from byol_wrap.backbone.encoder import Encoder, copy_net, freeze
+
+
+class Target(Encoder):
+    """A copy of an encoder that is never trained: the moving average of the online network.
+
+    At least float32, since averages stand still in half precision. Its BatchNorm statistics are
+    its own, and in training mode it uses those of the batch, as the online network does.
+    """
+
+    def __init__(self, online: Encoder) -> None:
+        super().__init__(copy_net(online.net), copy.deepcopy(online.projector))
+        freeze(self)
+        at_least_float32(self)
+
+    @torch.no_grad()
+    def project(self, view: Tensor) -> Tensor:
+        """What the target says of a view, without gradient: (B, ...) in, (B, P) out."""
+        projection: Tensor = self(view)[0]
+        return projection
+
+    def follow(self, online: Encoder, decay: float) -> None:
+        """Move towards the online network; see ``update_average``."""
+        update_average(self, online, decay)
+
+    def freeze_statistics_as(self, online: Encoder) -> None:
+        """Keep BatchNorm layers in eval mode where the online network's are, put there on purpose.
+
+        The target is in the mode of its learner otherwise.
+        """
+        pairs = zip(self.net.modules(), online.net.modules(), strict=False)
+        for ours, theirs in pairs:
+            if isinstance(ours, _BatchNorm) and ours.training != theirs.training:
+                ours.train(theirs.training)
+
+    def start_from(self, projector: nn.Module) -> None:
+        """Take over a projector whose size has been found."""
+        training = self.projector.training  # embed builds in eval mode
+        self.projector = copy.deepcopy(projector).train(training)
+        freeze(self.projector)
+
+
+class Pace:
+    """How far the target moves with its next update: tau, constant or along a cosine.
+
+    Keeps the number of updates on the host, so that a step does not wait for the device.
+
+    Attributes:
+        base: tau of the first update, in [0, 1].
+        total_steps: over how many updates it rises to 1; None keeps it constant.
+        updates: how many there were; None where it must be read off the device first.
+
+    Raises:
+        ValueError: one of them out of its range.
+    """
+
+    def __init__(self, base: float, total_steps: int | None) -> None:
+        if not 0 <= base <= 1:
+            raise ValueError(f"moving_average_decay lies in [0, 1], got {base}.")
+        try:
+            self.total_steps = None if total_steps is None else as_index(total_steps)
+        except TypeError:
+            self.total_steps = 0
+        if self.total_steps is not None and self.total_steps < 1:
+            raise ValueError(f"total_steps should be an integer >= 1 or None, got {total_steps!r}.")
+        self.base = base
+        self.updates: int | None = None  # None where it must be read off the device first
+
+    def tau(self, step: Tensor) -> float:
+        """The decay of the next update, after ``step`` of them."""
+        if self.total_steps is None:
+            return self.base
+        if self.updates is None:
+            self.updates = int(step)
+        return cosine_ema_decay(self.updates, self.total_steps, self.base)
+
+    def advance(self, step: Tensor) -> None:
+        """Count one more update."""
+        step += 1
+        self.updates = None if self.updates is None else self.updates + 1
+
+    def read_anew(self) -> None:
+        """Forget what is known of the count: it was loaded."""
+        self.updates = None
+
+
+class Attachment:
+    """The optimizer whose real steps move the target. A copy is not attached."""
+
+    def __init__(self) -> None:
+        self._handle: RemovableHandle | None = None
+        self._optimizer: weakref.ref[Optimizer] | None = None
+
+    def attach(self, optimizer: Optimizer, update: Callable[[], None]) -> RemovableHandle:
+        """Call ``update``, a bound method, after each real step of an optimizer."""
+        self._handle = on_step(optimizer, update)
+        self._optimizer = weakref.ref(optimizer)
+        return self._handle
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the handle was not removed, and the optimizer is alive."""
+        return is_active(self._handle)
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """Which optimizer that is."""
+        return self._optimizer() if self._optimizer is not None and self.is_active else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Attachment, ()
+
+
+def check_trains(optimizer: Optimizer, learner: nn.Module) -> set[int]:
+    """Ids of the learner's parameters that an optimizer trains.
+
+    Raises:
+        TypeError: not a torch optimizer.
+        ValueError: it trains none of them.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"attach expects a torch.optim.Optimizer, got {type(optimizer).__name__}; give the "
+            "optimizer itself where another library has wrapped it."
+        )
+    own = {id(parameter) for parameter in learner.parameters() if parameter.requires_grad}
+    trained = own & {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not trained:
+        raise ValueError(
+            "The optimizer trains none of the learner's parameters: build it from "
+            "learner.parameters(), after the learner."
+        )
+    return trained
+
+
+def cosine_ema_decay(step: int, total_steps: int, base: float) -> float:
+    """The decay tau of one update of the target: from ``base`` to 1 along half a cosine.
+
+    ``tau_k = 1 - (1 - base) (cos(pi k / K) + 1) / 2``, held at 1 past the last step.
+
+    Args:
+        step: k, how many updates came before this one, at least 0.
+        total_steps: K, at least 1.
+        base: tau of the first update, in [0, 1].
+
+    Returns:
+        tau in [base, 1].
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Reference:
+        Grill et al. 2020, section 3.3.
+
+    Example:
+        >>> [round(cosine_ema_decay(k, 100, 0.99), 4) for k in (0, 50, 100, 150)]
+        [0.99, 0.995, 1.0, 1.0]
+    """
+    if step < 0 or total_steps < 1 or not 0 <= base <= 1:
+        raise ValueError(
+            "cosine_ema_decay expects step >= 0, total_steps >= 1 and base in [0, 1], got "
+            f"step={step}, total_steps={total_steps}, base={base}."
+        )
+    progress = min(step / total_steps, 1.0)
+    return 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, online: nn.Module, decay: float) -> None:
+    """Move every parameter of ``average`` towards its twin in ``online``, in one foreach call.
+
+    ``average <- average + (1 - decay) (online - average)``, in the dtype of ``average``; equal
+    values stay bit for bit equal. Buffers are left alone: the target has BatchNorm statistics of
+    its own. Parameters that have no size yet, and integer ones, are left out.
+
+    Args:
+        average: the module that is moved. Parameters that it lets be empty are left out.
+        online: a module of the same structure.
+        decay: tau, in [0, 1]; 1 changes nothing, 0 copies.
+
+    Raises:
+        RuntimeError: the two no longer have the same parameters.
+    """
+    targets, sources = _averaged(average.parameters()), _averaged(online.parameters())
+    pairs = [(t, s) for t, s in zip(targets, sources, strict=False) if t.numel()]
+    if len(targets) != len(sources) or any(t.shape != s.shape for t, s in pairs):
+        raise RuntimeError(
+            "The online network no longer has the parameters it was wrapped with: it has "
+            f"{len(sources)}, its target {len(targets)}, or their shapes differ. Change a backbone "
+            "before wrapping it, and wrap it anew after a change."
+        )
+    sources = [s if s.dtype == t.dtype else s.to(t.dtype) for t, s in pairs]
+    torch._foreach_lerp_([t for t, _ in pairs], sources, 1 - decay)
+
+
+def _averaged(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    return [p for p in parameters if not is_lazy(p) and (p.is_floating_point() or p.is_complex())]
+
+
+def at_least_float32(module: nn.Module) -> None:
+    """Widen a module's half-precision parameters and buffers: averages stand still in bf16."""
+    half = (torch.float16, torch.bfloat16)
+    module._apply(lambda tensor: tensor.float() if tensor.dtype in half else tensor)
+
+
+def on_step(optimizer: Optimizer, update: Callable[[], None]) -> RemovableHandle:
+    """Call a bound method after each step that an optimizer really takes.
+
+    A step that ``GradScaler`` skips is none: usually the optimizer is not called then; a fused one
+    is, and told by its attribute ``found_inf``. The method's owner is not kept alive.
+    """
+    method = weakref.WeakMethod(update)
+
+    def after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is None or not bool(found_inf):
+            bound = method()
+            if bound is not None:
+                bound()
+
+    return optimizer.register_step_post_hook(after_step)
+
+
+def is_active(handle: RemovableHandle | None) -> bool:
+    """Whether a hook is there still: not removed, and its optimizer alive."""
+    hooks = None if handle is None else handle.hooks_dict_ref()
+    return hooks is not None and handle is not None and handle.id in hooks

@@ -1,0 +1,266 @@
+"""The networks around a user's net: what they are fed, where they are read, what they give."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from byol_wrap.backbone.encoder import (
+    Encoder,
+    check_net,
+    copy_net,
+    empty,
+    first_channels,
+    float_parameter,
+    is_empty,
+    probe,
+)
+from byol_wrap.backbone.finding import check_pool, layer_name
+from byol_wrap.backbone.modes import eval_mode, outside_graph
+from byol_wrap.backbone.reading import Pool, Representation
+from byol_wrap.guard.checkpoint import Checkpointed
+from byol_wrap.guard.gate import Gate
+from byol_wrap.guard.inputs import check_more_than_one
+from byol_wrap.guard.watch import Watch
+from byol_wrap.target import Target, at_least_float32
+from byol_wrap.views import Augment, Recipe, Views, as_pair, is_random_view, normalization
+
+
+class Wrapper(Checkpointed):
+    """What a learner is before it learns: ``Learner`` says what the arguments are.
+
+    A batch goes one way down: checked, made into views or left as it is, normalised, and then
+    through the networks.
+    """
+
+    predictor: nn.Module
+    target: Target
+
+    def __init__(
+        self,
+        net: nn.Module,
+        image_size: int | tuple[int, int] | None,
+        hidden_layer: str | int | None,
+        *,
+        projector: nn.Module,
+        predictor: nn.Module | None,
+        with_target: bool,
+        recipes: tuple[Recipe, Recipe],
+        augment_fn: Augment | None,
+        augment_fn2: Augment | None,
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
+        channels: int | None,
+        pool: Pool | None,
+    ) -> None:
+        super().__init__()
+        if isinstance(net, Wrapper):
+            raise TypeError(
+                f"net is a learner already: wrap the net in it, {type(self).__name__}(learner.net)."
+            )
+        check_net(net)
+        if channels is not None and (not isinstance(channels, int) or channels < 1):
+            raise ValueError(f"channels should be a positive integer or None, got {channels!r}.")
+        self.channels = first_channels(net) if channels is None else channels
+        self._hidden_layer = None if hidden_layer is None else layer_name(net, hidden_layer)
+        self._pool = check_pool(pool)
+        size = None if image_size is None else as_pair(image_size)
+
+        like = float_parameter(net)
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        self.online = Encoder(net, projector.to(like.device, dtype))
+        if predictor is not None:
+            self.predictor = predictor.to(like.device, dtype)
+        if with_target:
+            self.target = Target(self.online)
+        self._watch = Watch()
+        self._gate = Gate()
+        if size is not None:
+            self._build_on_noise(size, guessed=channels is None)
+        self._own_views = augment_fn is not None and not is_random_view(augment_fn)
+        unnormalized = mean is None and std is None and self._own_views
+        normalize = None if unnormalized else normalization(mean, std, self.channels)
+        self._views = Views(augment_fn, augment_fn2, size, normalize, recipes=recipes)
+
+    @property
+    def net(self) -> nn.Module:
+        """The user's backbone itself."""
+        return self.online.net
+
+    @property
+    def representation(self) -> Representation | None:
+        """Which layer represents an image, how it is pooled, its size; None while unknown."""
+        return self.online.representation
+
+    @property
+    def has_target(self) -> bool:
+        """Whether the method has a target network."""
+        return "target" in self._modules
+
+    def embed(self, images: Tensor, *, prepared: bool | None = None) -> Tensor:
+        """Representations of images: eval mode, no gradient; every training flag is put back.
+
+        Args:
+            images: what the learner is trained on. Images (B, C, H, W) on the net's device, uint8
+                or floats in [0, 1], B at least 1, are normalised as the views are, and neither
+                augmented nor resized. After training on two views that were fed as they are, a
+                batch is fed as it is, too, in whatever shape the net takes.
+            prepared: True feeds a batch as it is, False normalises; None does as training did, and
+                normalises where there was none in this process.
+
+        Returns:
+            (B, D), in the net's dtype.
+
+        Raises:
+            TypeError, ValueError: as ``forward``.
+        """
+        device = self._place().type
+        # Older versions of PyTorch would go on to train with the casts of weights that were cached
+        # here, which have no gradient.
+        uncached = torch.autocast(
+            device, enabled=torch.is_autocast_enabled(device), cache_enabled=False
+        )
+        with torch.no_grad(), uncached, eval_mode(self.online):
+            return self.online.represent(self._images(images, prepared=prepared))
+
+    def views(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The two augmented, normalised views of a batch that ``forward`` feeds to the networks.
+
+        Args:
+            images: as for ``forward``; B may be 1.
+
+        Returns:
+            Two float32 tensors (B, C, *image_size).
+
+        Raises:
+            TypeError, ValueError: as ``forward``.
+        """
+        self._check_images(images)
+        return self._views(images)
+
+    # The way of a batch
+
+    @outside_graph(recursive=True)
+    def _two_views(self, images: Tensor, view2: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What the networks are trained on; the first batch settles what is still unknown."""
+        if getattr(self, "_is_replica", False):
+            raise RuntimeError(
+                "nn.DataParallel runs copies of a learner that share its hooks: use "
+                "torch.nn.parallel.DistributedDataParallel(learner)."
+            )
+        own = view2 is not None
+        if view2 is not None:
+            self._gate.pair(images, view2, self._place())
+        else:
+            self._check_images(images)
+        if self.training:
+            check_more_than_one(images, type(self).__name__)
+        view1, view2 = self._views(images) if view2 is None else (images, view2)
+        if self.training and torch.is_grad_enabled():
+            self._gate.trained_on("views" if own else "images", images)
+        if not own:
+            self._gate.views(view1, self._views.normalize is not None, self._watch.warn)
+        if self.representation is None:
+            self._build(view1[:2])
+        return view1, view2
+
+    @outside_graph(recursive=True)
+    def _images(
+        self, images: Tensor, *, prepared: bool | None = None, trains_heads: bool = False
+    ) -> Tensor:
+        """What they are used on: the same, but for the augmentation."""
+        if self._gate.as_it_is(images, self._watch.warn) if prepared is None else prepared:
+            self._gate.pair(images, images, self._place())
+        else:
+            self._check_images(images)
+            images = self._views.normalized(images)
+        if trains_heads:
+            check_more_than_one(images, type(self).__name__)
+        if self.representation is None:
+            self._build(images[:2])
+        return images
+
+    def _check_images(self, images: Tensor) -> None:
+        warn, any_shape = self._watch.warn, self._own_views
+        self._gate.images(images, self.channels, self._place(), warn, any_shape=any_shape)
+
+    def _place(self) -> torch.device:
+        """Where the networks are, and so where images should be."""
+        device = float_parameter(self.net).device
+        if self.has_target and device != (target := float_parameter(self.target).device):
+            raise RuntimeError(
+                f"The net is on {device}, its target on {target}: move the learner rather than its "
+                f"net, learner.to({str(device)!r})."
+            )
+        return device
+
+    def _embedding(
+        self, images: Tensor, view2: Tensor | None, return_projection: bool
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        if view2 is not None:
+            raise ValueError("return_embedding takes images alone, not a second view.")
+        images = self._images(images, trains_heads=self.training and return_projection)
+        if not return_projection:
+            return self.online.represent(images)
+        embedding: tuple[Tensor, Tensor] = self.online(images)
+        return embedding
+
+    # What is found out about the net
+
+    def _build_on_noise(self, size: tuple[int, int], *, guessed: bool) -> None:
+        """Build before there are images; a guess of their channels that fails is mended."""
+
+        def build() -> None:
+            noise = torch.rand(2, self.channels, *size, generator=torch.Generator())
+            self._build(noise.to(float_parameter(self.net).device))
+
+        try:
+            build()
+        except ValueError as error:
+            guess, self.channels = self.channels, 3
+            if not guessed or guess == 3:
+                raise
+            try:  # a net that folds pixels into channels before its first convolution
+                build()
+            except ValueError:
+                raise error from None
+
+    @torch.inference_mode(False)
+    def _build(self, sample: Tensor) -> None:
+        """Find the representation on ``sample``, an input of the net, and size the heads for it."""
+        copied = self.target.net if self.has_target else copy_net(self.net)
+        representation, unused, behind = probe(copied, sample, self._hidden_layer, self._pool)
+        self._size_heads(representation.size)
+        self.online.representation = representation
+        if self.has_target:
+            self.target.representation = representation
+            empty(self.target.net, behind)
+        # Read by DistributedDataParallel, which otherwise waits for gradients that never come.
+        self._ddp_params_and_buffers_to_ignore = [f"online.net.{name}" for name in unused]
+
+    # State
+
+    def _size_heads(self, size: int) -> None:
+        waits = self.online.is_unsized
+        self.online.size_projector(size)
+        if waits and self.has_target:
+            self.target.start_from(self.online.projector)
+
+    def _not_loaded(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What the target has no use for, or will not have as soon as it is known what it uses."""
+        if not self.has_target:
+            return {}
+        unknown = self.representation is None
+        return {
+            name: value
+            for name, value in self.target.net.state_dict(prefix="target.net.").items()
+            if name in given and (is_empty(value) or (unknown and is_empty(given[name])))
+        }
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Wrapper":
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.has_target:
+            at_least_float32(self.target)
+        self._watch.forget_batch()
+        return self
