@@ -5,7 +5,7 @@ Recipes of ours are numbers (``Training``), so that the peers can be given them,
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,11 +21,19 @@ from byol_wrap import (
     BYOL,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    MOCO_VIEW,
+    SIMCLR_VIEW,
+    SIMSIAM_VIEW,
     VIEW1,
     VIEW2,
+    Learner,
+    MoCo,
     RandomView,
     Recipe,
+    SimCLR,
+    SimSiam,
     cosine_ema_decay,
+    cosine_schedule,
     param_groups,
     warmup_cosine,
 )
@@ -61,19 +69,27 @@ class Entry:
         raise NotImplementedError
 
 
+Make = Callable[[nn.Module, Race], Entry]
+
+
 # byol_wrap
 
 
 @dataclass(frozen=True)
 class Training:
-    """A recipe: views, heads, and SGD with warm-up and cosine, no decay for norms and biases."""
+    """A recipe: views, heads, and SGD with warm-up and cosine, no decay for norms and biases.
+
+    What a method has no use for is None in its recipe, and what a recipe does not name is the
+    method's default.
+    """
 
     view1: Recipe
     view2: Recipe
     batch_size: int
     rate: float
-    projection_hidden_size: int
-    moving_average_decay: float
+    projection_hidden_size: int | None = None
+    moving_average_decay: float | None = None
+    temperature: float | None = None
     warmup: float = 0.1  # share of all steps
     weight_decay: float = 5e-4
 
@@ -81,65 +97,130 @@ class Training:
         """How many steps the race's images make."""
         return race.images_seen // self.batch_size
 
-    def optimizer(self, learner: nn.Module, race: Race) -> tuple[SGD, LambdaLR]:
+    def views(self) -> dict[str, Any]:
+        """The arguments that give a learner its views."""
+        return {"augment_fn": RandomView(self.view1), "augment_fn2": RandomView(self.view2)}
+
+    def optimizer(
+        self, learner: nn.Module, race: Race, constant_lr: nn.Module | None = None
+    ) -> tuple[SGD, LambdaLR]:
         """The optimizer, and the scheduler to be stepped after it."""
         steps = self.steps(race)
-        groups = param_groups(learner, weight_decay=self.weight_decay)
+        groups = param_groups(learner, self.weight_decay, constant_lr=constant_lr)
         optimizer = SGD(groups, lr=self.rate, momentum=0.9)
-        warmup = round(self.warmup * steps)
-        return optimizer, LambdaLR(optimizer, lambda step: warmup_cosine(step, steps, warmup))
+        return optimizer, cosine_schedule(optimizer, steps, round(self.warmup * steps))
 
     def tau(self, update: int, race: Race) -> float:
         """How much of the target an update keeps; they are counted from 0."""
         return cosine_ema_decay(update, self.steps(race), self.moving_average_decay)
 
 
-# README's recipe for short runs: gentle crops, a target that follows fast, small batches.
-SHORT = Training(
-    view1=replace(VIEW1, crop_area=(0.7, 1.0)),
-    view2=replace(VIEW2, crop_area=(0.7, 1.0), solarize=0.5),
-    batch_size=32,
-    rate=0.03,
-    projection_hidden_size=2048,
-    moving_average_decay=0.9,
-)
+GENTLE = (0.7, 1.0)  # crop area
+CONTRASTED = replace(SIMCLR_VIEW, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
 
-# For hundreds of epochs: the paper's heads and tau, rate and batches near lightly's.
-LONG = Training(
-    view1=replace(VIEW1, crop_area=(0.2, 1.0)),
-    view2=replace(VIEW2, crop_area=(0.2, 1.0)),
-    batch_size=256,
-    rate=0.12,
-    projection_hidden_size=4096,
-    moving_average_decay=0.99,
-    warmup=0.05,
-)
+# For a few epochs. BYOL's is README's recipe for short runs: gentle crops, a target that follows
+# fast, small batches.
+SHORT = {
+    "BYOL": Training(
+        replace(VIEW1, crop_area=GENTLE),
+        replace(VIEW2, crop_area=GENTLE, solarize=0.5),
+        batch_size=32,
+        rate=0.03,
+        projection_hidden_size=2048,
+        moving_average_decay=0.9,
+    ),
+    "SimSiam": Training(
+        replace(SIMSIAM_VIEW, crop_area=GENTLE),
+        replace(SIMSIAM_VIEW, crop_area=GENTLE),
+        batch_size=64,
+        rate=0.03,
+        projection_hidden_size=2048,
+    ),
+    "SimCLR": Training(
+        replace(CONTRASTED, crop_area=GENTLE),
+        replace(CONTRASTED, crop_area=GENTLE),
+        batch_size=128,
+        rate=0.06,
+        projection_hidden_size=512,
+        temperature=0.2,
+    ),
+    "MoCo": Training(
+        replace(MOCO_VIEW, crop_area=GENTLE),
+        replace(MOCO_VIEW, crop_area=GENTLE),
+        batch_size=64,
+        rate=0.03,
+        projection_hidden_size=512,
+        moving_average_decay=0.99,
+        temperature=0.2,
+    ),
+}
+
+# For hundreds of epochs: the papers' heads, tau and views, rates and batches near lightly's.
+LONG = {
+    "BYOL": Training(
+        replace(VIEW1, crop_area=(0.2, 1.0)),
+        replace(VIEW2, crop_area=(0.2, 1.0)),
+        batch_size=256,
+        rate=0.12,
+        projection_hidden_size=4096,
+        moving_average_decay=0.99,
+        warmup=0.05,
+    ),
+    "SimSiam": Training(
+        SIMSIAM_VIEW,
+        SIMSIAM_VIEW,
+        batch_size=256,
+        rate=0.03,
+        projection_hidden_size=2048,
+        warmup=0.0,
+    ),
+    "SimCLR": Training(
+        CONTRASTED,
+        CONTRASTED,
+        batch_size=256,
+        rate=0.12,
+        temperature=0.5,
+        warmup=0.05,
+    ),
+    "MoCo": Training(
+        MOCO_VIEW,
+        MOCO_VIEW,
+        batch_size=256,
+        rate=0.03,
+        moving_average_decay=0.99,
+        temperature=0.1,
+        warmup=0.0,
+    ),
+}
 
 
 class ByolWrap(Entry):
     """BYOL by a recipe of ours."""
 
-    def __init__(self, net: nn.Module, race: Race, recipe: Training = SHORT) -> None:
+    def __init__(self, net: nn.Module, race: Race, recipe: Training = SHORT["BYOL"]) -> None:
         self.batch_size = recipe.batch_size
         self.learner = self.wrap(net, race, recipe)
-        self.optimizer, self.scheduler = recipe.optimizer(self.learner, race)
+        self.optimizer, self.scheduler = self.optimize(race, recipe)
         self.parts = {
             "learner": self.learner,
             "optimizer": self.optimizer,
             "scheduler": self.scheduler,
         }
 
-    def wrap(self, net: nn.Module, race: Race, recipe: Training) -> nn.Module:
+    def wrap(self, net: nn.Module, race: Race, recipe: Training) -> Learner:
         """The learner."""
         return BYOL(
             net,
             SIZE,
             projection_hidden_size=recipe.projection_hidden_size,
-            augment_fn=RandomView(recipe.view1),
-            augment_fn2=RandomView(recipe.view2),
             moving_average_decay=recipe.moving_average_decay,
             total_steps=recipe.steps(race),
+            **recipe.views(),
         )
+
+    def optimize(self, race: Race, recipe: Training) -> tuple[SGD, LambdaLR]:
+        """What trains it."""
+        return recipe.optimizer(self.learner, race)
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
         loss: Tensor = self.learner(images)
@@ -149,6 +230,43 @@ class ByolWrap(Entry):
         self.scheduler.step()
         self.learner.update_moving_average()
         return loss
+
+
+class ByolWrapSimSiam(ByolWrap):
+    """SimSiam; the predictor's rate stays constant."""
+
+    def wrap(self, net: nn.Module, race: Race, recipe: Training) -> Learner:
+        width = recipe.projection_hidden_size
+        return SimSiam(net, SIZE, projection_hidden_size=width, **recipe.views())
+
+    def optimize(self, race: Race, recipe: Training) -> tuple[SGD, LambdaLR]:
+        return recipe.optimizer(self.learner, race, constant_lr=self.learner.predictor)
+
+
+class ByolWrapSimCLR(ByolWrap):
+    """SimCLR."""
+
+    def wrap(self, net: nn.Module, race: Race, recipe: Training) -> Learner:
+        width = recipe.projection_hidden_size
+        temperature = recipe.temperature
+        return SimCLR(
+            net, SIZE, projection_hidden_size=width, temperature=temperature, **recipe.views()
+        )
+
+
+class ByolWrapMoCo(ByolWrap):
+    """MoCo with a symmetric loss."""
+
+    def wrap(self, net: nn.Module, race: Race, recipe: Training) -> Learner:
+        return MoCo(
+            net,
+            SIZE,
+            projection_hidden_size=recipe.projection_hidden_size,
+            moving_average_decay=recipe.moving_average_decay,
+            temperature=recipe.temperature,
+            symmetric=True,
+            **recipe.views(),
+        )
 
 
 # byol-pytorch
@@ -182,7 +300,7 @@ class ByolPytorchOurRecipe(ByolPytorch):
     it is set anew before each update.
     """
 
-    def __init__(self, net: nn.Module, race: Race, recipe: Training = SHORT) -> None:
+    def __init__(self, net: nn.Module, race: Race, recipe: Training = SHORT["BYOL"]) -> None:
         import byol_pytorch
         from kornia.augmentation import Normalize
 
@@ -330,7 +448,7 @@ class Lightly(LightlyMethod):
 class LightlyOurRecipe(Lightly):
     """Ours on what it lets one set: all but how its heads and its PIL transforms are built."""
 
-    def __init__(self, net: nn.Module, race: Race, recipe: Training = SHORT) -> None:
+    def __init__(self, net: nn.Module, race: Race, recipe: Training = SHORT["BYOL"]) -> None:
         self.race, self.recipe, self.batch_size = race, recipe, recipe.batch_size
         self.hidden = recipe.projection_hidden_size
         super().__init__(net, race)
@@ -495,7 +613,7 @@ class Buffers:
             buffer.copy_(state[name])
 
 
-# With labels
+# With labels, and all of them
 
 
 class Supervised(Entry):
@@ -529,18 +647,21 @@ class Supervised(Entry):
         return loss
 
 
-def entries(recipe: Training) -> dict[str, Callable[[nn.Module, Race], Entry] | None]:
-    """All that can take part, by name, where our recipe is this one."""
+def entries(recipes: Mapping[str, Training]) -> dict[str, Make | None]:
+    """All that can take part, by name; our recipes are by method."""
     return {
         "random": None,
         "byol-pytorch": ByolPytorch,
         "lightly": Lightly,
-        "byol-pytorch, our recipe": partial(ByolPytorchOurRecipe, recipe=recipe),
-        "lightly, our recipe": partial(LightlyOurRecipe, recipe=recipe),
-        "byol_wrap": partial(ByolWrap, recipe=recipe),
+        "byol-pytorch, our recipe": partial(ByolPytorchOurRecipe, recipe=recipes["BYOL"]),
+        "lightly, our recipe": partial(LightlyOurRecipe, recipe=recipes["BYOL"]),
+        "byol_wrap": partial(ByolWrap, recipe=recipes["BYOL"]),
         "lightly SimSiam": LightlySimSiam,
+        "byol_wrap SimSiam": partial(ByolWrapSimSiam, recipe=recipes["SimSiam"]),
         "lightly SimCLR": LightlySimCLR,
+        "byol_wrap SimCLR": partial(ByolWrapSimCLR, recipe=recipes["SimCLR"]),
         "lightly MoCo": LightlyMoCo,
+        "byol_wrap MoCo": partial(ByolWrapMoCo, recipe=recipes["MoCo"]),
         "supervised": Supervised,
     }
 
