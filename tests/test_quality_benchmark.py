@@ -271,6 +271,16 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_end(race, tmp_path, name):
     assert {name: pieces[name] for name in scores} == {name: whole[name] for name in scores}
 
 
+def test_the_table_has_its_own_order_and_keeps_what_it_does_not_know(race, capsys):
+    run = {"race": "cpu", "budget": 512, "seed": 0, "images_seen": 512, "seconds": 60.0}
+    run |= dict.fromkeys(("knn_20", "knn_200", "linear"), 50.0)
+    lines = [json.dumps({**run, "entry": name}) for name in ("unknown", "supervised", "random")]
+    Path("quality.jsonl").write_text("\n".join(lines))
+    race("--quick", "--entries", "random")
+    rows = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert rows[-3:] == ["| random", "| supervised", "| unknown"]
+
+
 def test_each_epoch_shows_each_image_once_in_an_order_of_its_own(quality):
     epochs = [
         torch.cat([quality.batch_indices(12, 4, step, seed) for step in range(start, start + 3)])

@@ -356,8 +356,8 @@ def main(arguments: Sequence[str] | None = None, question: str = QUESTION, **def
     def done() -> list[dict[str, Any]]:
         this = (args.race, args.race_.images_seen)
         runs = [run for run in read(args.output) if (run["race"], run["budget"]) == this]
-        order = list(ENTRIES[args.race])
-        return sorted(runs, key=lambda run: order.index(run["entry"]))
+        order = {name: place for place, name in enumerate(ENTRIES[args.race])}
+        return sorted(runs, key=lambda run: order.get(run["entry"], len(order)))
 
     for seed in seeds:
         for name in args.entries:
