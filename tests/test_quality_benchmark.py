@@ -256,13 +256,16 @@ def test_lightlys_moco_has_batchnorm_of_eighths_and_a_queue_of_earlier_keys(ente
     assert bank.bank.norm(dim=1).allclose(torch.ones(4096))
 
 
-@pytest.mark.parametrize(
-    ("name", "steps"), [("byol_wrap", 16), ("lightly, our recipe", 5), ("lightly MoCo", 5)]
-)
-def test_a_run_that_is_stopped_goes_on_to_the_same_end(race, tmp_path, name, steps):
+@pytest.mark.parametrize("name", ["byol_wrap", "lightly, our recipe", "lightly MoCo"])
+def test_a_run_that_is_stopped_goes_on_to_the_same_end(race, quality, monkeypatch, name):
+    def weigh(net, data):  # in place of accuracies, which may be the same of other weights
+        values = torch.cat([value.flatten() for value in net.state_dict().values()])
+        return dict.fromkeys(("knn_20", "knn_200", "linear"), values.double().abs().sum().item())
+
     peer(name)
-    seen = str(steps * CLAIMS[name].batch_size)
-    arguments = ("--quick", "--entries", name, "--images-seen", seen)
+    monkeypatch.setattr(quality, "judge", weigh)
+    five_steps = str(5 * CLAIMS[name].batch_size)
+    arguments = ("--quick", "--entries", name, "--images-seen", five_steps)
     (whole,) = race(*arguments)
     Path("quality.jsonl").unlink()
     for _ in range(3):
