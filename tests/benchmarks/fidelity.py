@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from unittest.mock import patch
 
+import entries
 import quality
 import torch
 import torch.nn.functional as F
@@ -24,20 +25,20 @@ from torch import Tensor, nn
 from byol_wrap.views import pixels, random_view
 
 
-class TargetDrawnAnew(quality.ByolWrap):
+class TargetDrawnAnew(entries.ByolWrap):
     """The target starts from weights of its own."""
 
-    def __init__(self, net: nn.Module, race: quality.Race) -> None:
+    def __init__(self, net: nn.Module, race: entries.Race) -> None:
         super().__init__(net, race)
         for module in self.learner.target.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
 
 
-class TruncatedNormal(quality.ByolWrap):
+class TruncatedNormal(entries.ByolWrap):
     """Weights of the heads are drawn from a truncated normal; their biases are zero."""
 
-    def __init__(self, net: nn.Module, race: quality.Race) -> None:
+    def __init__(self, net: nn.Module, race: entries.Race) -> None:
         super().__init__(net, race)
         projector = self.learner.online.projector
         for layer in [*projector, *self.learner.predictor]:
@@ -49,7 +50,7 @@ class TruncatedNormal(quality.ByolWrap):
         self.learner.target.projector.load_state_dict(projector.state_dict())
 
 
-class ReferenceJitter(quality.ByolWrap):
+class ReferenceJitter(entries.ByolWrap):
     """Brightness is added, contrast is around each channel's mean, saturation and hue are HSV's."""
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -60,7 +61,7 @@ class ReferenceJitter(quality.ByolWrap):
             return super().step(images, labels)
 
 
-class PlainCrop(quality.ByolWrap):
+class PlainCrop(entries.ByolWrap):
     """Crops are resized without antialiasing."""
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -110,8 +111,8 @@ def crop(
     return out
 
 
-VARIANTS: dict[str, type[quality.Entry]] = {
-    "byol_wrap": quality.ByolWrap,
+VARIANTS: dict[str, type[entries.Entry]] = {
+    "byol_wrap": entries.ByolWrap,
     "target drawn anew": TargetDrawnAnew,
     "heads from a truncated normal": TruncatedNormal,
     "the reference's colour jitter": ReferenceJitter,
@@ -121,4 +122,5 @@ VARIANTS: dict[str, type[quality.Entry]] = {
 if __name__ == "__main__":
     quality.ENTRIES["cpu"] = VARIANTS
     question = "What do our deviations from the reference implementation do to the backbone?"
-    quality.main(sys.argv[1:], question, images_seen=64_000, output=Path("fidelity.jsonl"))
+    defaults = {"entries": list(VARIANTS), "images_seen": 64_000, "output": Path("fidelity.jsonl")}
+    quality.main(sys.argv[1:], question, **defaults)

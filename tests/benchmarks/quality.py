@@ -1,11 +1,13 @@
 """The race: which library makes the better backbone of the same images?
 
-    python tests/benchmarks/quality.py --quick        # every entry once, on two CPU cores
+    python tests/benchmarks/quality.py --quick        # five entries once, on two CPU cores
     python tests/benchmarks/quality.py                # three seeds
+    python tests/benchmarks/quality.py --entries "lightly, our recipe"    # one of the others
     python tests/benchmarks/quality.py --race gpu --entries byol_wrap     # ResNet-18, 200 epochs
 
 CIFAR-10, the same network, the same images in the same order, the same number of them; each
-library with the recipe of its own README or CIFAR benchmark. Afterwards the 10,000 test images are
+library with the recipe of its own README or CIFAR benchmark, and the peers with ours, too (see
+entries.py, and --help for all names). Afterwards the 10,000 test images are
 classified by the network's features: by nearest neighbours among the 50,000 training images, and by
 a linear classifier trained on them. Writes one line of JSON a run and prints a table of all.
 
@@ -16,7 +18,6 @@ Needs ``pip install '.[bench]'``.
 """
 
 import argparse
-import copy
 import io
 import json
 import math
@@ -24,7 +25,7 @@ import os
 import platform
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,28 +35,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from entries import ENTRIES, Entry, Race
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 import byol_wrap
-from byol_wrap import (
-    BYOL,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    VIEW1,
-    VIEW2,
-    RandomView,
-    Recipe,
-    knn_accuracy,
-    linear_probe,
-    param_groups,
-    warmup_cosine,
-)
+from byol_wrap import IMAGENET_MEAN, IMAGENET_STD, knn_accuracy, linear_probe
 from byol_wrap.views import Normalize, as_unit_float
-
-SIZE = 32  # side of the images in pixels
-CLASSES = 10
-
 
 # The data
 
@@ -152,239 +137,14 @@ def cifar_resnet18() -> nn.Module:
     return net
 
 
-@dataclass(frozen=True)
-class Race:
-    """What is the same for all entries."""
-
-    backbone: Callable[[], nn.Module]
-    features: int
-    images_seen: int
-    curve: int  # after how many images seen the features are judged; 0 for only at the end
-
-
 RACES = {
     "cpu": Race(small_resnet, 128, 200_000, 0),
     "gpu": Race(cifar_resnet18, 512, 200 * 50_000, 10 * 50_000),
 }
 
 
-# The entries
-
-
-class Entry:
-    """One way to train a network.
-
-    Attributes:
-        batch_size: how many images it wants a step.
-        parts: what it needs to go on after an interruption, each with a ``state_dict``.
-    """
-
-    batch_size = 128
-    parts: dict[str, Any]
-
-    def step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Take a training step on images (B, 3, 32, 32) in uint8; gives the loss."""
-        raise NotImplementedError
-
-
-class ByolWrap(Entry):
-    """README's recipe for short runs: gentle crops, a target that follows fast, small batches."""
-
-    batch_size = 32
-    crop_area = (0.7, 1.0)
-    solarize = 0.5
-    moving_average_decay = 0.9
-    projection_hidden_size = 2048
-    rate = 0.03
-    warmup = 0.1  # share of all steps
-
-    def __init__(self, net: nn.Module, race: Race) -> None:
-        steps = race.images_seen // self.batch_size
-        self.learner = BYOL(
-            net,
-            SIZE,
-            projection_hidden_size=self.projection_hidden_size,
-            augment_fn=RandomView(replace(VIEW1, crop_area=self.crop_area)),
-            augment_fn2=RandomView(
-                replace(VIEW2, crop_area=self.crop_area, solarize=self.solarize)
-            ),
-            moving_average_decay=self.moving_average_decay,
-            total_steps=steps,
-        )
-        groups = param_groups(self.learner, weight_decay=5e-4)
-        self.optimizer = torch.optim.SGD(groups, lr=self.rate, momentum=0.9)
-        self.scheduler = LambdaLR(
-            self.optimizer, lambda step: warmup_cosine(step, steps, round(self.warmup * steps))
-        )
-        self.parts = {
-            "learner": self.learner,
-            "optimizer": self.optimizer,
-            "scheduler": self.scheduler,
-        }
-
-    def step(self, images: Tensor, labels: Tensor) -> Tensor:
-        loss = self.learner(images)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self.scheduler.step()
-        self.learner.update_moving_average()
-        return loss
-
-
-class ByolWrapLong(ByolWrap):
-    """For hundreds of epochs: the paper's heads and tau, rate and batches near lightly's."""
-
-    batch_size = 256
-    crop_area = (0.2, 1.0)
-    solarize = VIEW2.solarize
-    moving_average_decay = 0.99
-    projection_hidden_size = 4096
-    rate = 0.12
-    warmup = 0.05
-
-
-class ByolPytorch(Entry):
-    """byol-pytorch's README: its defaults, Adam at 3e-4, batches of 20."""
-
-    batch_size = 20
-
-    def __init__(self, net: nn.Module, race: Race) -> None:
-        import byol_pytorch
-
-        self.learner = byol_pytorch.BYOL(net, image_size=SIZE, hidden_layer=-1)
-        self.optimizer = torch.optim.Adam(self.learner.parameters(), lr=3e-4)
-        self.parts = {"learner": self.learner, "optimizer": self.optimizer}
-
-    def step(self, images: Tensor, labels: Tensor) -> Tensor:
-        loss: Tensor = self.learner(as_unit_float(images))
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self.learner.update_moving_average()
-        return loss
-
-
-class Lightly(Entry):
-    """lightly's CIFAR-10 benchmark: its heads and loss, views without blur, SGD, tau 0.99."""
-
-    batch_size = 128
-    hidden = 1024  # width of the heads
-    size = SIZE
-    blur = 0.0
-
-    def __init__(self, net: nn.Module, race: Race) -> None:
-        from lightly.loss import NegativeCosineSimilarity
-        from lightly.models.modules.heads import BYOLPredictionHead, BYOLProjectionHead
-        from lightly.models.utils import deactivate_requires_grad
-        from lightly.transforms.byol_transform import BYOLView1Transform, BYOLView2Transform
-
-        self.device = next(net.parameters()).device
-        self.online = nn.Sequential(
-            net, BYOLProjectionHead(race.features, self.hidden, 256).to(self.device)
-        )
-        self.predictor = BYOLPredictionHead(256, self.hidden, 256).to(self.device)
-        self.target = copy.deepcopy(self.online)
-        deactivate_requires_grad(self.target)
-        self.loss = NegativeCosineSimilarity()
-        self.views = (
-            BYOLView1Transform(input_size=self.size, gaussian_blur=self.blur),
-            BYOLView2Transform(input_size=self.size, gaussian_blur=self.blur / 10),
-        )
-        trained = [*self.online.parameters(), *self.predictor.parameters()]
-        rate = 0.06 * self.batch_size / 128
-        self.optimizer = torch.optim.SGD(trained, lr=rate, momentum=0.9, weight_decay=5e-4)
-        an_epoch = 50_000 // self.batch_size
-        epochs = max(1, race.images_seen // 50_000)
-        self.scheduler = LambdaLR(  # CosineAnnealingLR, stepped once an epoch
-            self.optimizer, lambda step: (1 + math.cos(math.pi * (step // an_epoch) / epochs)) / 2
-        )
-        self.parts = {
-            "online": self.online,
-            "predictor": self.predictor,
-            "target": self.target,
-            "optimizer": self.optimizer,
-            "scheduler": self.scheduler,
-        }
-
-    def step(self, images: Tensor, labels: Tensor) -> Tensor:
-        return self.step_on_views(*self.two_views(images))
-
-    def two_views(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Its transform, picture by picture."""
-        from torchvision.transforms.functional import to_pil_image
-
-        pictures = [to_pil_image(image) for image in images.cpu()]
-        view1, view2 = (
-            torch.stack([view(picture) for picture in pictures]).to(self.device)
-            for view in self.views
-        )
-        return view1, view2
-
-    def step_on_views(self, view1: Tensor, view2: Tensor) -> Tensor:
-        """The rest of the step."""
-        from lightly.models.utils import update_momentum
-
-        update_momentum(self.online, self.target, m=0.99)
-        prediction1 = self.predictor(self.online(view1))
-        target1 = self.target(view1).detach()
-        prediction2 = self.predictor(self.online(view2))
-        target2 = self.target(view2).detach()
-        loss: Tensor = (self.loss(prediction1, target2) + self.loss(prediction2, target1)) / 2
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self.scheduler.step()
-        return loss
-
-
-class Supervised(Entry):
-    """With all labels: crops and flips, SGD with warm-up and cosine."""
-
-    batch_size = 128
-
-    def __init__(self, net: nn.Module, race: Race) -> None:
-        steps = race.images_seen // self.batch_size
-        device = next(net.parameters()).device
-        self.net = nn.Sequential(net, nn.Linear(race.features, CLASSES).to(device))
-        self.view = RandomView(Recipe(crop_area=(0.35, 1.0), jitter=0.0, greyscale=0.0))
-        self.normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD, 3)
-        groups = param_groups(self.net, weight_decay=5e-4)
-        self.optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
-        self.scheduler = LambdaLR(
-            self.optimizer, lambda step: warmup_cosine(step, steps, steps // 10)
-        )
-        self.parts = {
-            "net": self.net,
-            "optimizer": self.optimizer,
-            "scheduler": self.scheduler,
-        }
-
-    def step(self, images: Tensor, labels: Tensor) -> Tensor:
-        loss = F.cross_entropy(self.net(self.normalize(self.view(images))), labels)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self.scheduler.step()
-        return loss
-
-
-ENTRIES: dict[str, dict[str, Callable[[nn.Module, Race], Entry] | None]] = {
-    "cpu": {
-        "random": None,
-        "byol-pytorch": ByolPytorch,
-        "lightly": Lightly,
-        "byol_wrap": ByolWrap,
-        "supervised": Supervised,
-    },
-    "gpu": {
-        "random": None,
-        "byol-pytorch": ByolPytorch,
-        "lightly": Lightly,
-        "byol_wrap": ByolWrapLong,
-        "supervised": Supervised,
-    },
-}
+# What runs where --entries says nothing.
+ENTRANTS = ("random", "byol-pytorch", "lightly", "byol_wrap", "supervised")
 
 
 # A run
@@ -395,6 +155,7 @@ def run(name: str, seed: int, data: Data, args: argparse.Namespace) -> dict[str,
     race: Race = args.race_
     torch.manual_seed(seed)
     random.seed(seed)
+    np.random.seed(seed)
     net = race.backbone().to(args.device, memory_format=torch.channels_last)
     make = ENTRIES[args.race][name]
     if make is None:
@@ -473,12 +234,19 @@ def save(path: Path, entry: Entry, steps: int, seconds: float, curve: list[Any])
         "seconds": seconds,
         "curve": curve,
         "random": random.getstate(),
+        "numpy": numpy_state(),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(state, path.with_suffix(".tmp"))
     os.replace(path.with_suffix(".tmp"), path)
+
+
+def numpy_state() -> tuple[Any, ...]:
+    """The state of numpy's global generator, without an array: ``torch.load`` allows none."""
+    name, key, *rest = np.random.get_state()
+    return name, key.tolist(), *rest
 
 
 def resume(path: Path, entry: Entry) -> tuple[int, float, list[Any]]:
@@ -489,6 +257,7 @@ def resume(path: Path, entry: Entry) -> tuple[int, float, list[Any]]:
     for name, part in entry.parts.items():
         part.load_state_dict(state["parts"][name])
     random.setstate(state["random"])
+    np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
     torch.cuda.set_rng_state_all(state["cuda"])
     return state["steps"], state["seconds"], state["curve"]
@@ -558,7 +327,7 @@ def parse(
     add = parser.add_argument
     add("--data", type=Path, default="data", help="CIFAR-10: torchvision's folder, or an .npz")
     add("--race", choices=RACES, default="cpu", help="gpu: ResNet-18, 200 epochs, on CUDA")
-    add("--entries", nargs="+", default=list(ENTRIES["cpu"]), choices=list(ENTRIES["cpu"]))
+    add("--entries", nargs="+", default=ENTRANTS, choices=list(ENTRIES["cpu"]))
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
     add("--quick", action="store_true", help="the first of the seeds only")
     add("--images-seen", type=int, help="another number of images than the race's own")
@@ -586,7 +355,9 @@ def main(arguments: Sequence[str] | None = None, question: str = QUESTION, **def
 
     def done() -> list[dict[str, Any]]:
         this = (args.race, args.race_.images_seen)
-        return [run for run in read(args.output) if (run["race"], run["budget"]) == this]
+        runs = [run for run in read(args.output) if (run["race"], run["budget"]) == this]
+        order = {name: place for place, name in enumerate(ENTRIES[args.race])}
+        return sorted(runs, key=lambda run: order.get(run["entry"], len(order)))
 
     for seed in seeds:
         for name in args.entries:

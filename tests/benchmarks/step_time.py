@@ -27,6 +27,8 @@ from typing import Any
 
 import quality
 import torch
+from entries import Lightly as LightlyBenchmark
+from entries import Race
 from timing import clock, interleaved, line, ratio, table, where
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer, resnet18, resnet50
@@ -173,10 +175,10 @@ class Lightly:
     """lightly's parts with heads of the paper's size, on PIL images."""
 
     def __init__(self, network: Network, net: nn.Module, images: Tensor) -> None:
-        class Recipe(quality.Lightly):
+        class Recipe(LightlyBenchmark):
             hidden, size, blur = 4096, images.shape[-1], float(images.shape[-1] >= 64)
 
-        self.recipe = Recipe(net, quality.Race(network.build, network.features, 200_000, 0))
+        self.recipe = Recipe(net, Race(network.build, network.features, 200_000, 0))
         self.images = images.mul(255).byte()
         self.views = images, images
 
