@@ -1,13 +1,14 @@
 """What a training step costs, and what the two networks alone would.
 
-    python tests/benchmarks/step_time.py                        # all; about twenty minutes
+    python tests/benchmarks/step_time.py                        # all; about half an hour
     python tests/benchmarks/step_time.py --only step --networks small     # a table, a network
 
 The floor is the bare networks: backbone, projector and predictor forward and backward on two
 views, one after the other, and the target's forward without gradient; no views, no optimizer, no
 moving average. All entries train the same backbone on the same images with SGD, in turns in one
-run; ratios are medians over rounds. Tables: the whole step, byol_wrap's by part, peak memory (each
-entry in a process of its own), growth with batch and image size, start-up and moving average.
+run; ratios are medians over rounds. Tables: the whole step, byol_wrap's by part, those of SimSiam,
+SimCLR and MoCo, peak memory (each entry in a process of its own), growth with batch and image size,
+start-up and moving average.
 
 Needs ``pip install '.[bench]'``.
 """
@@ -26,6 +27,7 @@ from statistics import median
 from typing import Any
 
 import quality
+import sibling_steps
 import torch
 from entries import Lightly as LightlyBenchmark
 from entries import Race
@@ -33,10 +35,11 @@ from timing import clock, interleaved, line, ratio, table, where
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer, resnet18, resnet50
 
-from byol_wrap import BYOL, byol_loss
+from byol_wrap import BYOL, Learner, MoCo, SimCLR, SimSiam, byol_loss
 from byol_wrap.methods.heads import mlp
 
 PARTS = ("views", "forward", "backward", "optimizer", "moving average")
+TABLES = ("step", "siblings", "memory", "growth", "start")
 
 
 # The networks
@@ -206,10 +209,37 @@ ENTRIES: dict[str, Callable[[Network, nn.Module, Tensor], Any]] = {
 }
 
 
-def entry(name: str, network: Network, images: Tensor) -> Any:
+def ours(method: Callable[..., Learner], **options: Any) -> type[ByolWrap]:
+    """The whole step of another method."""
+
+    class Ours(ByolWrap):
+        def wrap(self, net: nn.Module, side: int) -> Learner:
+            return method(net, side, **options)
+
+    return Ours
+
+
+SIBLINGS: dict[str, dict[str, Callable[[Network, nn.Module, Tensor], Any]]] = {
+    method.__name__: {
+        "floor": bare,
+        "byol_wrap": ours(method),
+        "lightly": lightly,
+        "lightly, no views": partial(lightly, views=False),
+    }
+    for method, bare, lightly in (
+        (SimSiam, sibling_steps.BareSimSiam, sibling_steps.LightlySimSiam),
+        (SimCLR, sibling_steps.BareSimCLR, sibling_steps.LightlySimCLR),
+        (MoCo, sibling_steps.BareMoCo, sibling_steps.LightlyMoCo),
+    )
+}
+SIBLINGS["MoCo"]["byol_wrap, keys in 8 parts"] = ours(MoCo, key_parts=8)
+
+
+def entry(name: str, network: Network, images: Tensor, method: str = "BYOL") -> Any:
     """One entry; the backbone is the same for all."""
     torch.manual_seed(0)
-    return ENTRIES[name](network, network.build().to(images.device), images)
+    make = ENTRIES[name] if method == "BYOL" else SIBLINGS[method][name]
+    return make(network, network.build().to(images.device), images)
 
 
 def pictures(batch: int, side: int, device: torch.device) -> Tensor:
@@ -224,38 +254,57 @@ def steps(names: Sequence[str], args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of a whole step of each entry, of byol_wrap's by part, and of the views' share."""
     found: dict[str, Any] = {}
     for name in names:
-        network = NETWORKS[name]
-        images = pictures(network.batch[args.device.type], network.side, args.device)
         for precision in args.precisions:
-            entries = {label: entry(label, network, images) for label in args.entries}
-            half = torch.autocast(args.device.type, torch.bfloat16, enabled=precision == "bf16")
-            runs = {label: half(one.step) for label, one in entries.items()}  # entered each time
-            parts_once = half(entries["byol_wrap"].parts)
-            rounds = args.rounds or network.rounds
-            times = interleaved(runs, rounds, args.device)
-            parts = [parts_once() for _ in range(rounds)]
-            columns = [1e3 * median(column) for column in zip(*parts, strict=True)]
-            found[f"{name}, {precision}"] = {
-                "batch": len(images),
-                "side": network.side,
-                "seconds": times,
-                "milliseconds by part": dict(zip(PARTS, columns, strict=True)),
-            }
-            print(f"  {name}, {precision}: measured", flush=True)
+            found[f"{name}, {precision}"] = whole_steps("BYOL", name, precision, args.entries, args)
     return found
+
+
+def siblings(names: Sequence[str], args: argparse.Namespace) -> dict[str, Any]:
+    """The same for the other methods, on the networks for images of up to 96 pixels."""
+    found: dict[str, Any] = {}
+    for name in (name for name in names if NETWORKS[name].side <= 96):
+        for precision in args.precisions:
+            for method, all_labels in SIBLINGS.items():
+                labels = [x for x in all_labels if x in args.entries or x not in ENTRIES]
+                measured = whole_steps(method, name, precision, labels, args)
+                found[f"{method}, {name}, {precision}"] = measured
+    return found
+
+
+def whole_steps(
+    method: str, name: str, precision: str, labels: Sequence[str], args: argparse.Namespace
+) -> dict[str, Any]:
+    """One method on one network."""
+    network = NETWORKS[name]
+    images = pictures(network.batch[args.device.type], network.side, args.device)
+    entries = {label: entry(label, network, images, method) for label in labels}
+    half = torch.autocast(args.device.type, torch.bfloat16, enabled=precision == "bf16")
+    runs = {label: half(one.step) for label, one in entries.items()}  # entered each time
+    parts_once = half(entries["byol_wrap"].parts)
+    rounds = args.rounds or network.rounds
+    times = interleaved(runs, rounds, args.device)
+    parts = [parts_once() for _ in range(rounds)]
+    columns = [1e3 * median(column) for column in zip(*parts, strict=True)]
+    print(f"  {method}, {name}, {precision}: measured", flush=True)
+    return {
+        "batch": len(images),
+        "side": network.side,
+        "seconds": times,
+        "milliseconds by part": dict(zip(PARTS, columns, strict=True)),
+    }
 
 
 def steps_table(found: dict[str, Any]) -> str:
     """The whole step of each entry over the floor and over byol_wrap's, and its parts."""
     over_floor, over_ours, parts = [], [], []
+    entries = list(dict.fromkeys(label for one in found.values() for label in one["seconds"]))
     for name, one in found.items():
         times = one["seconds"]
         label = f"{name}, {one['side']} x {one['side']}, batch {one['batch']}"
         for base, rows in (("floor", over_floor), ("byol_wrap", over_ours)):
-            ratios = [f"{ratio(values, times[base]):.3f}" for values in times.values()]
+            ratios = [f"{ratio(times[x], times[base]):.3f}" if x in times else "" for x in entries]
             rows.append([label, f"{1e3 * median(times[base]):.0f}", *ratios])
         parts.append([label, *(f"{value:.1f}" for value in one["milliseconds by part"].values())])
-    entries = list(next(iter(found.values()))["seconds"])
     tables = [
         table(["a step, floor = 1", "floor, ms", *entries], over_floor),
         table(["a step, byol_wrap = 1", "byol_wrap, ms", *entries], over_ours),
@@ -420,7 +469,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     add("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
     add("--entries", nargs="+", choices=ENTRIES, default=list(ENTRIES), help="floor, byol_wrap, ..")
-    add("--only", nargs="+", choices=("step", "memory", "growth", "start"))
+    add("--only", nargs="+", choices=TABLES)
     add("--rounds", type=int, help="another number than each network's own")
     add("--output", type=Path, default="step_time.json")
     add("--picture", type=Path, default="step_time.png", help="drawn where all was measured")
@@ -435,12 +484,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not {"floor", "byol_wrap"} <= set(args.entries):
         parser.error("--entries needs floor and byol_wrap, to compare with")
     began = clock(args.device)
-    wanted = args.only or ("step", "memory", "growth", "start")
+    wanted = args.only or TABLES
     result: dict[str, Any] = dict(where(args.device, "byol-pytorch", "lightly"))
     print(line(result), flush=True)
     if "step" in wanted:
         result["step"] = steps(args.networks, args)
         print("\n" + steps_table(result["step"]) + "\n", flush=True)
+    if "siblings" in wanted:
+        result["siblings"] = siblings(args.networks, args)
+        print("\n" + steps_table(result["siblings"]) + "\n", flush=True)
     if "memory" in wanted:
         result["memory"] = memory(args.networks, args)
         print("\n" + memory_table(result["memory"]) + "\n", flush=True)
