@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from byol_wrap.learner import Learner, Pool
 from byol_wrap.methods.heads import moco_projector
 from byol_wrap.methods.losses import check_temperature, moco_loss
-from byol_wrap.methods.processes import gather, in_group, own_share, same_permutation
+from byol_wrap.methods.processes import gather, group_size, in_group, own_share, same_permutation
 from byol_wrap.views import MOCO_VIEW, Augment
 
 
@@ -120,6 +120,7 @@ class MoCo(Learner):
         if self.symmetric:
             direction1, direction2 = self.directions(view1, view2)
             return direction1 + direction2
+        self._check_room(len(view2))
         key = self.keys(view2)
         return moco_loss(self.project(view1), key, self.enqueue(key), self.temperature)
 
@@ -127,6 +128,7 @@ class MoCo(Learner):
         """Of a symmetric loss: each view's queries against the other's keys; equation 1."""
         if not self.symmetric:
             yield from super().directions(view1, view2)
+        self._check_room(2 * len(view1))
         key1, key2 = self.keys(view1), self.keys(view2)
         queue = self.enqueue(torch.cat([key1, key2]))
         yield moco_loss(self.project(view1), key2, queue, self.temperature)
@@ -134,9 +136,12 @@ class MoCo(Learner):
 
     @torch.no_grad()
     def keys(self, view: Tensor) -> Tensor:
-        """What the target says of a view, (B, P): of shuffled images, in their order again."""
+        """What the target says of a view, (B, P): of shuffled images, in their order again.
+
+        In eval mode, where BatchNorm has no statistics of the batch, nothing is shuffled.
+        """
         parts = min(self.key_parts or 1, max(1, len(view) // 2))
-        if parts == 1 and not in_group():
+        if not self.training or (parts == 1 and not in_group()):
             return self.target.project(view)
         views = gather(view)
         order = same_permutation(len(views), view.device)
@@ -152,17 +157,25 @@ class MoCo(Learner):
         Raises:
             ValueError: there are more keys than rows.
         """
-        if not self.training or not torch.is_grad_enabled():
+        if not self._takes_keys():
             return self.queue
+        self._check_room(len(keys))
         before = self.queue.clone()
         with torch.no_grad():
             keys = gather(F.normalize(keys.to(before.dtype), dim=1))
-            if len(keys) > len(before):
-                raise ValueError(
-                    f"A batch of {len(keys)} keys does not fit into a queue of {len(before)}: give "
-                    f"queue_size={len(keys)} or more, or smaller batches."
-                )
             rows = torch.arange(len(keys), device=keys.device) + self.queue_position
             self.queue.index_copy_(0, rows % len(before), keys)
             self.queue_position.add_(len(keys)).remainder_(len(before))
         return before
+
+    def _takes_keys(self) -> bool:
+        return self.training and torch.is_grad_enabled()
+
+    def _check_room(self, keys: int) -> None:
+        """Refuse more keys of each process than there are rows, before anything is changed."""
+        keys *= group_size()
+        if self._takes_keys() and keys > len(self.queue):
+            raise ValueError(
+                f"A batch of {keys} keys does not fit into a queue of {len(self.queue)}: give "
+                f"queue_size={keys} or more, or smaller batches."
+            )

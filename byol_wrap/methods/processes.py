@@ -8,9 +8,14 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 
+def group_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def in_group() -> bool:
     """Whether there are several processes."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return group_size() > 1
 
 
 def gather(rows: Tensor) -> Tensor:
@@ -31,7 +36,7 @@ def own_share(rows: Tensor) -> Tensor:
 
 def same_permutation(count: int, device: torch.device) -> Tensor:
     """A random order of ``count`` rows, drawn on the host, the same in all processes."""
-    order = torch.randperm(count).to(device)
+    order = torch.randperm(count, device="cpu").to(device, non_blocking=True)
     if in_group():
         dist.broadcast(order, 0)
     return order
