@@ -88,7 +88,10 @@ class MoCo(Learner):
         sync_batchnorm: bool | None = None,
     ) -> None:
         check_temperature("MoCo", temperature)
-        for name, number in (("queue_size", queue_size), ("key_parts", key_parts or 1)):
+        for name, number in (
+            ("queue_size", queue_size),
+            ("key_parts", 1 if key_parts is None else key_parts),
+        ):
             if not isinstance(number, int) or number < 1:
                 raise ValueError(f"{name} should be a positive integer, got {number!r}.")
         with torch.random.fork_rng([]):
