@@ -3,12 +3,15 @@
 Against one process that has the whole batch: a classifier that is not used, BatchNorm included.
 """
 
+import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from methods import METHODS
 from nets import conv_net
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -17,7 +20,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from byol_wrap import BYOL
+from byol_wrap import BYOL, Learner, MoCo
+from byol_wrap.methods.processes import SharedBatchNorm1d
 
 SMALL = {"projection_size": 8, "projection_hidden_size": 16}
 
@@ -67,22 +71,59 @@ class SharedSum(torch.autograd.Function):
         return SharedSum.forward(None, gradient)
 
 
-def share_batchnorm(module: nn.Module) -> None:
-    for name, child in module.named_children():
+def share_batchnorm(net: nn.Module) -> None:
+    for name, child in net.named_children():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            setattr(module, name, SharedBatchNorm(child))
+            setattr(net, name, SharedBatchNorm(child))
         share_batchnorm(child)
 
 
-def make(build_first: bool) -> BYOL:
+@dataclass(frozen=True)
+class Case:
+    """How a method is trained."""
+
+    method: str
+    engine: str = "ddp"
+    build_first: bool = False  # rather than at construction
+    in_halves: bool = False
+
+    def __str__(self) -> str:
+        halves = ", in halves" if self.in_halves else ""
+        return f"{self.method}, {self.engine}{', lazy' if self.build_first else ''}{halves}"
+
+
+CASES = [
+    Case("BYOL"),
+    Case("BYOL", build_first=True),
+    Case("BYOL", in_halves=True),
+    Case("BYOL", "fsdp"),
+    Case("BYOL", "fsdp", build_first=True, in_halves=True),
+    Case("SimSiam", build_first=True),
+    Case("SimSiam", "fsdp"),
+    Case("SimCLR"),
+    Case("SimCLR", "fsdp", build_first=True),
+    Case("MoCo"),
+    Case("MoCo", "fsdp", build_first=True),
+    Case("MoCo, symmetric", build_first=True, in_halves=True),
+    Case("MoCo, symmetric", "fsdp"),
+    Case("MoCo, keys in parts"),
+]
+
+
+def make(case: Case) -> Learner:
     torch.manual_seed(0)
-    learner = BYOL(conv_net(6, classes=5), None if build_first else 32, **SMALL)
-    if build_first:
+    net = conv_net(6, classes=5)
+    if case.method == "MoCo, keys in parts":  # whose statistics are of other parts in two processes
+        net[1] = net[4] = nn.Identity()
+    learner = METHODS[case.method](net, None if case.build_first else 32)
+    if case.build_first:
         learner.embed(torch.rand(2, 3, 32, 32))
     return learner
 
 
-def train(learner: nn.Module, inner: BYOL, share: slice, in_halves: bool = False) -> list[Tensor]:
+def train(
+    learner: nn.Module, inner: Learner, share: slice, in_halves: bool = False
+) -> list[Tensor]:
     optimizer = torch.optim.SGD(inner.parameters(), lr=0.05, momentum=0.9)
     inner.attach(optimizer)
     losses = []
@@ -99,56 +140,73 @@ def train(learner: nn.Module, inner: BYOL, share: slice, in_halves: bool = False
     return losses
 
 
-def worker(rank: int, folder: str, engine: str, build_first: bool, in_halves: bool) -> None:
+def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
     )
-    learner = make(build_first)
-    share_batchnorm(learner)
+    for case in CASES:
+        torch.save(trained_in_a_group(case, rank), f"{folder}/{case}, {rank}.pt")
+    dist.destroy_process_group()
+
+
+def trained_in_a_group(case: Case, rank: int) -> dict[str, Any]:
+    learner = make(case)
+    for encoder in (learner.online, *([learner.target] if learner.has_target else [])):
+        share_batchnorm(encoder.net)
+        norms = [m for m in encoder.projector if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        assert all(isinstance(norm, SharedBatchNorm1d) for norm in norms)
     torch.manual_seed(rank)
-    if engine == "ddp":
+    if case.engine == "ddp":
         parallel: nn.Module = DistributedDataParallel(learner)
     else:
         mesh = init_device_mesh("cpu", (2,))
         parallel = fully_shard(learner, mesh=mesh)
         assert all(isinstance(p, DTensor) for p in learner.parameters())
-    losses = train(parallel, learner, slice(rank * 4, rank * 4 + 4), in_halves)
+    losses = train(parallel, learner, slice(rank * 4, rank * 4 + 4), case.in_halves)
     state = get_model_state_dict(learner, options=StateDictOptions(full_state_dict=True))
-    torch.save((losses, state if engine == "ddp" or rank == 0 else {}), f"{folder}/{rank}.pt")
+    found = {
+        "losses": losses,
+        "state": copy.deepcopy(state) if case.engine == "ddp" or rank == 0 else {},
+        "queue": learner.queue.clone() if isinstance(learner, MoCo) else None,
+    }
     parallel(torch.rand(4, 3, 32, 32)).backward()  # images, too
-    dist.destroy_process_group()
+    return found
 
 
-@pytest.mark.parametrize(
-    ("engine", "build_first", "in_halves"),
-    [
-        ("ddp", False, False),
-        ("ddp", True, False),
-        ("ddp", False, True),
-        ("fsdp", False, False),
-        ("fsdp", True, True),
-    ],
-)
-def test_two_processes_train_as_one_with_the_whole_batch(
-    tmp_path: Path, engine: str, build_first: bool, in_halves: bool
-) -> None:
-    torch.multiprocessing.spawn(worker, (str(tmp_path), engine, build_first, in_halves), nprocs=2)
-    (losses0, state0), (losses1, state1) = (
-        torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes have made of each case, one after the other."""
+    folder = tmp_path_factory.mktemp("group")
+    torch.multiprocessing.spawn(worker, (str(folder),), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_two_processes_train_as_one_with_the_whole_batch(folder: Path, case: Case) -> None:
+    found0, found1 = (
+        torch.load(folder / f"{case}, {rank}.pt", weights_only=True) for rank in range(2)
     )
-    if engine == "ddp":
-        assert state0.keys() == state1.keys()
+    state0 = found0["state"]
+    if case.engine == "ddp":
+        assert state0.keys() == found1["state"].keys()
         for name, tensor in state0.items():
-            assert torch.equal(tensor, state1[name]), name
+            assert torch.equal(tensor, found1["state"][name]), name
 
-    learner = make(build_first)
+    learner = make(case)
     losses = train(learner, learner, slice(0, 8))
-    for whole, half0, half1 in zip(losses, losses0, losses1, strict=True):
+    for whole, half0, half1 in zip(losses, found0["losses"], found1["losses"], strict=True):
         torch.testing.assert_close(whole, (half0 + half1) / 2, rtol=1e-4, atol=1e-5)
     own = learner.state_dict()
     assert own.keys() == state0.keys()
-    assert int(state0["step"]) == 4
+    if learner.has_target:
+        assert int(state0["step"]) == 4
+    if isinstance(learner, MoCo):
+        assert torch.equal(found0["queue"], found1["queue"])
+        assert torch.equal(found0["queue"], state0["queue"])
+        if learner.symmetric:  # of each process the first views' keys, then the second views'
+            for state in (own, state0):
+                state["queue"] = state["queue"][state["queue"][:, 0].argsort()]
     for name, tensor in own.items():
         torch.testing.assert_close(state0[name], tensor, rtol=1e-3, atol=1e-5)
 
