@@ -283,7 +283,8 @@ def test_lazy_heads_are_trained_by_an_optimizer_made_before(name: str, hidden: i
 @every_method
 @pytest.mark.parametrize("image_size", [32, None])
 def test_copies_train_on_as_the_learner_does(name: str, image_size: int | None) -> None:
-    learner = make(name, image_size)
+    # None is a width that is not known yet, either.
+    learner = make(name, image_size, projection_hidden_size=16 if name == "BYOL" else None)
     if image_size is not None:
         step(learner, sgd(learner), images())
     losses = []

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from byol_wrap import SimCLR, nt_xent_loss
 from byol_wrap.backbone.encoder import set_in_features
+from byol_wrap.methods.heads import LazySharedBatchNorm1d
 from byol_wrap.methods.processes import (
-    LazySharedBatchNorm1d,
     SharedBatchNorm1d,
     gather,
     own_share,

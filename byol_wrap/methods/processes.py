@@ -104,9 +104,3 @@ class SharedBatchNorm1d(nn.BatchNorm1d):
             out = out * self.weight + self.bias
         shared: Tensor = out.to(input.dtype)
         return shared
-
-
-class LazySharedBatchNorm1d(nn.LazyBatchNorm1d):
-    """The same, while the number of features is not known yet."""
-
-    cls_to_become = SharedBatchNorm1d  # type: ignore[assignment]
