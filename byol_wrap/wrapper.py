@@ -228,6 +228,15 @@ class Wrapper(Checkpointed):
         if waits and self.has_target:
             self.target.start_from(self.online.projector)
 
+    def _sized_heads(self, size: int) -> dict[str, Any]:
+        projector = self.online.sized_projector(size)
+        sides = ("online", "target") if self.has_target else ("online",)
+        return {
+            name: value
+            for side in sides
+            for name, value in projector.state_dict(prefix=f"{side}.projector.").items()
+        }
+
     def _not_loaded(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """What the target has no use for, or will not have as soon as it is known what it uses."""
         if not self.has_target:
