@@ -12,7 +12,7 @@ from methods import IN_HALVES, METHODS, PAPERS, WITH_TARGET, make, possible
 from nets import conv_net
 from torch import Tensor, nn
 
-from byol_wrap import Learner, MoCo, SimCLR, SimSiam
+from byol_wrap import Learner, MoCo, SimCLR, SimSiam, cosine_ema_decay
 
 every_method = pytest.mark.parametrize("name", METHODS)
 
@@ -182,7 +182,7 @@ def test_attach_is_an_update_after_each_real_step(name: str) -> None:
         if learner is attached:
             learner.attach(optimizer)
         torch.manual_seed(3)
-        for k in range(4):
+        for k in range(6):
             (learner(images()) / 2).backward()
             if k % 2:
                 optimizer.step()
@@ -191,7 +191,7 @@ def test_attach_is_an_update_after_each_real_step(name: str) -> None:
                     learner.update_moving_average()
     assert_equal(state(by_hand), state(attached))
     if name in WITH_TARGET:
-        assert attached.step == 2
+        assert attached.step == 3
         assert not torch.equal(attached.net[0].weight, attached.target.net[0].weight)
 
 
@@ -265,10 +265,11 @@ def test_lazy_heads_are_trained_by_an_optimizer_made_before(name: str, hidden: i
     known = list(learner.parameters())
     optimizer = sgd(learner, lr=0.5)
     learner.attach(optimizer)
-    learner.eval()(images(2))
+    learner.eval()(images(1))
     online = [*learner.online.parameters()]
     before = [p.detach().clone() for p in online]
     assert {id(p) for p in online} <= {id(p) for p in known}
+    assert type(learner.online.projector[0]) is nn.Linear
     assert learner.online.projector[0].weight.shape == (hidden or 6, 6)
     if name in WITH_TARGET:
         twins = zip(learner.online.projector.parameters(), learner.target.projector.parameters(),
@@ -331,6 +332,9 @@ def test_a_checkpoint_resumes_bit_for_bit_also_into_unbuilt_heads(
     other = METHODS[name](conv_net(6, classes=5), image_size, **options)
     other_optimizer = sgd(other)
     other.load_state_dict(loaded["learner"])
+    if name in WITH_TARGET:
+        assert other.tau == cosine_ema_decay(4, 8, make(name).tau)
+        assert type(other.target.projector[0]) is nn.Linear
     assert type(other.online.projector[0]) is nn.Linear
     other_optimizer.load_state_dict(loaded["optimizer"])
     torch.set_rng_state(loaded["random"])
