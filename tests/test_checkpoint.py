@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from methods import METHODS, PAPERS
-from methods import make as make_method
+from each_method import METHODS, PAPERS
+from each_method import make as make_method
 from nets import conv_net
 from torch import Tensor, nn
 

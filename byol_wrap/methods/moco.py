@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from byol_wrap.learner import Learner, Pool
 from byol_wrap.methods.heads import moco_projector
 from byol_wrap.methods.losses import check_temperature, moco_loss
-from byol_wrap.methods.processes import gather, group_size, in_group, own_share, same_permutation
+from byol_wrap.methods.processes import gather, in_group, own_share, processes, same_permutation
 from byol_wrap.views import MOCO_VIEW, Augment
 
 
@@ -123,7 +123,7 @@ class MoCo(Learner):
         if self.symmetric:
             direction1, direction2 = self.directions(view1, view2)
             return direction1 + direction2
-        self._check_room(len(view2))
+        self.check_room(len(view2))
         key = self.keys(view2)
         return moco_loss(self.project(view1), key, self.enqueue(key), self.temperature)
 
@@ -131,7 +131,7 @@ class MoCo(Learner):
         """Of a symmetric loss: each view's queries against the other's keys; equation 1."""
         if not self.symmetric:
             yield from super().directions(view1, view2)
-        self._check_room(2 * len(view1))
+        self.check_room(2 * len(view1))
         key1, key2 = self.keys(view1), self.keys(view2)
         queue = self.enqueue(torch.cat([key1, key2]))
         yield moco_loss(self.project(view1), key2, queue, self.temperature)
@@ -162,7 +162,7 @@ class MoCo(Learner):
         """
         if not self._takes_keys():
             return self.queue
-        self._check_room(len(keys))
+        self.check_room(len(keys))
         before = self.queue.clone()
         with torch.no_grad():
             keys = gather(F.normalize(keys.to(before.dtype), dim=1))
@@ -174,9 +174,9 @@ class MoCo(Learner):
     def _takes_keys(self) -> bool:
         return self.training and torch.is_grad_enabled()
 
-    def _check_room(self, keys: int) -> None:
+    def check_room(self, keys: int) -> None:
         """Refuse more keys of each process than there are rows, before anything is changed."""
-        keys *= group_size()
+        keys *= processes()
         if self._takes_keys() and keys > len(self.queue):
             raise ValueError(
                 f"A batch of {keys} keys does not fit into a queue of {len(self.queue)}: give "

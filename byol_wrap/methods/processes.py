@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 
-def group_size() -> int:
-    """How many processes there are."""
+def processes() -> int:
+    """How many processes train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def in_group() -> bool:
-    """Whether there are several processes."""
-    return group_size() > 1
+    """Whether there are several."""
+    return processes() > 1
 
 
 def gather(rows: Tensor) -> Tensor:
