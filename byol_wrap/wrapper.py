@@ -245,6 +245,15 @@ class Wrapper(Checkpointed):
         if waits and self.has_target:
             self.target.start_from(self.online.projector)
 
+    def _sized_heads(self, size: int) -> dict[str, Any]:
+        projector = self.online.sized_projector(size)
+        sides = ("online", "target") if self.has_target else ("online",)
+        return {
+            name: value
+            for side in sides
+            for name, value in projector.state_dict(prefix=f"{side}.projector.").items()
+        }
+
     def _not_loaded(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """What the target has no use for, or will not have as soon as it is known what it uses."""
         if not self.has_target:
@@ -254,6 +263,11 @@ class Wrapper(Checkpointed):
         left = {f"target.net.{name}" for name in self.target.behind}
         left |= {n for n in own if unknown and n in given and _is_empty(given[n])}
         return {name: own[name] for name in left if name in given}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if self.has_target:
+            self.target.share(self.online, self.target.behind)  # which were copied one by one
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Wrapper":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -1,7 +1,6 @@
 """The learner: its target, its heads, its state, and its life in a training loop."""
 
 import copy
-import io
 import math
 import pickle
 import warnings
@@ -219,25 +218,6 @@ def test_changing_the_backbone_after_wrapping_is_an_error() -> None:
 # attach
 
 
-def test_attach_updates_after_each_real_step() -> None:
-    learner, manual = make(), make()
-    for other, attached in ((learner, True), (manual, False)):
-        optimizer = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9)
-        if attached:
-            other.attach(optimizer)
-        torch.manual_seed(3)
-        for k in range(6):
-            (other(images()) / 2).backward()
-            if k % 2:
-                optimizer.step()
-                optimizer.zero_grad()
-                if not attached:
-                    other.update_moving_average()
-    assert learner.step == manual.step == 3
-    for a, b in zip(learner.parameters(), manual.parameters(), strict=True):
-        assert torch.equal(a, b)
-
-
 @pytest.mark.parametrize("fused", [False, True])
 def test_attach_passes_over_steps_that_the_scaler_skips(fused: bool) -> None:
     learner = make()
@@ -323,36 +303,6 @@ def test_a_copy_is_not_attached_and_the_optimizer_holds_no_learner() -> None:
 # Heads
 
 
-def test_lazy_heads_are_trained_by_an_optimizer_made_before() -> None:
-    learner = make(None)
-    assert learner.representation is None
-    optimizer = torch.optim.SGD(learner.parameters(), lr=0.5)
-    learner.attach(optimizer)
-    state = torch.get_rng_state()
-    learner.eval()
-    learner(images(1))
-    torch.set_rng_state(state)
-    learner.train()
-    first = learner.online.projector[0]
-    assert type(first) is nn.Linear
-    assert first.in_features == 6
-    before = first.weight.clone()
-    assert torch.equal(before, learner.target.projector[0].weight)
-    step(learner, optimizer, images())
-    assert not torch.equal(before, first.weight)
-    assert not learner.target.projector[0].weight.requires_grad
-
-
-def test_building_on_the_first_batch_draws_no_random_numbers() -> None:
-    batch = images()
-    views = []
-    for learner in (make(32), make(None)):
-        torch.manual_seed(5)
-        learner(batch)
-        views.append(torch.rand(3))
-    assert torch.equal(*views)
-
-
 def test_heads_depend_on_the_seed_alone() -> None:
     def weights(seed: int) -> Tensor:
         torch.manual_seed(seed)
@@ -407,38 +357,6 @@ def test_state_holds_both_networks_heads_and_step_and_each_key_once() -> None:
     assert not any(k.startswith("net.") for k in keys)
     full = [t.data_ptr() for t in make().state_dict().values() if t.numel()]
     assert len(set(full)) == len(full) == len(keys) - 2  # the target's copy of the classifier
-
-
-@pytest.mark.parametrize("image_size", [32, None])
-def test_a_checkpoint_resumes_exactly_also_into_unbuilt_heads(image_size: int | None) -> None:
-    def run(learner: BYOL, optimizer: torch.optim.Optimizer, steps: range) -> list[float]:
-        losses = []
-        for k in steps:
-            torch.manual_seed(k)
-            losses.append(step(learner, optimizer, images()).item())
-            learner.update_moving_average()
-        return losses
-
-    learner = make(total_steps=8)
-    optimizer = torch.optim.SGD(learner.parameters(), lr=0.1, momentum=0.9)
-    run(learner, optimizer, range(4))
-    file = io.BytesIO()
-    torch.save({"learner": learner.state_dict(), "optimizer": optimizer.state_dict()}, file)
-    expected = run(learner, optimizer, range(4, 8))
-
-    file.seek(0)
-    saved = torch.load(file, weights_only=True)
-    torch.manual_seed(99)
-    other = BYOL(conv_net(6, classes=5), image_size, **SMALL, total_steps=8)
-    other_optimizer = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9)
-    assert other.tau == 0.99
-    other.load_state_dict(saved["learner"])
-    assert type(other.online.projector[0]) is type(other.target.projector[0]) is nn.Linear
-    other_optimizer.load_state_dict(saved["optimizer"])
-    assert other.tau == cosine_ema_decay(4, 8, 0.99)
-    assert run(other, other_optimizer, range(4, 8)) == expected
-    for a, b in zip(learner.state_dict().values(), other.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
 
 
 def test_a_checkpoint_of_other_heads_or_net_is_an_error() -> None:

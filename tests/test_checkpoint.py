@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from each_method import METHODS, PAPERS
+from each_method import make as make_method
 from nets import conv_net
 from torch import Tensor, nn
 
-from byol_wrap import BYOL
+from byol_wrap import BYOL, Learner
 
 SMALL = {"projection_size": 8, "projection_hidden_size": 16}
 
@@ -23,13 +25,13 @@ def make(width: int = 6, image_size: int | None = 32, **sizes: int) -> BYOL:
     return BYOL(conv_net(width, classes=5), image_size, **(SMALL | sizes))
 
 
-def everything(learner: BYOL) -> dict[str, Any]:
+def everything(learner: Learner) -> dict[str, Any]:
     """All tensors of a learner; lazy ones by their type."""
     tensors = {**dict(learner.named_parameters()), **dict(learner.named_buffers())}
     return {name: type(t) if nn.parameter.is_lazy(t) else t.clone() for name, t in tensors.items()}
 
 
-def unchanged(before: dict[str, Any], learner: BYOL) -> bool:
+def unchanged(before: dict[str, Any], learner: Learner) -> bool:
     after = everything(learner)
     return before.keys() == after.keys() and all(
         torch.equal(value, after[name]) if isinstance(value, Tensor) else value is after[name]
@@ -37,7 +39,7 @@ def unchanged(before: dict[str, Any], learner: BYOL) -> bool:
     )
 
 
-def train(learner: BYOL) -> None:
+def train(learner: Learner) -> None:
     optimizer = torch.optim.SGD(learner.parameters(), lr=0.1)
     learner(torch.rand(4, 3, 32, 32)).backward()
     optimizer.step()
@@ -108,6 +110,32 @@ def test_a_foreign_checkpoint_is_refused_by_name_and_changes_nothing(
     train(learner)
 
 
+def of_another_queue(name: str) -> dict[str, Any]:
+    """Of a queue one longer; of a method without one, with a queue."""
+    state = make_method(name).state_dict()
+    queue = state.get("queue", torch.zeros(2, 8))
+    return state | {"queue": torch.cat([queue, queue[:1]])}
+
+
+@pytest.mark.parametrize("image_size", [32, None])
+@pytest.mark.parametrize("name", METHODS)
+def test_another_method_s_checkpoint_is_refused_whole(name: str, image_size: int | None) -> None:
+    # None is a width that is not known while the heads have no size.
+    options = {} if name == "BYOL" else {"projection_hidden_size": None}
+    given = [make_method(other).state_dict() for other in PAPERS if other != name.split(",")[0]]
+    given += [make_method(name, projection_hidden_size=12).state_dict(), of_another_queue(name)]
+    given.append({**make_method(name, **options).state_dict(), "online.projector.0.weight": "oh"})
+    given.append({k: v.flatten() for k, v in make_method(name, **options).state_dict().items()})
+    for state in given:
+        learner = make_method(name, image_size, **options)
+        learner.net[0].weight.data.add_(1)
+        before = everything(learner)
+        with pytest.raises(RuntimeError, match="the learner is left as it was"):
+            learner.load_state_dict(state)
+        assert unchanged(before, learner)
+    train(learner)
+
+
 def test_shapes_are_checked_first_inside_another_module_too() -> None:
     learner = make()
     before = everything(learner)
@@ -168,19 +196,23 @@ def test_a_truncated_file_is_an_error_and_changes_nothing(tmp_path: Path, share:
 
 
 @pytest.mark.parametrize("image_size", [32, None])
-def test_safetensors_hold_a_whole_learner(tmp_path: Path, image_size: int | None) -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_safetensors_hold_a_whole_learner(
+    tmp_path: Path, name: str, image_size: int | None
+) -> None:
     from safetensors.torch import load_file, save_file
 
-    learner = make()
+    learner = make_method(name)
     train(learner)
     save_file(learner.state_dict(), tmp_path / "learner.safetensors")
-    other = make(image_size=image_size)
+    other = make_method(name, image_size)
     other.load_state_dict(load_file(tmp_path / "learner.safetensors"))
     states = learner.state_dict(), other.state_dict()
     assert states[0].keys() == states[1].keys()
-    for name, value in states[0].items():
-        assert torch.equal(value, states[1][name]) or not value.numel(), name
-    assert int(other.step) == 1
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key]) or not value.numel(), key
+    if learner.has_target:
+        assert int(other.step) == 1
 
 
 # examples/resume.py

@@ -1,6 +1,7 @@
 """What a step may cost: no waiting for the device, few operators, half the memory in halves."""
 
 import copy
+import pickle
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -200,6 +201,15 @@ def test_the_target_can_be_used_as_any_net(image_size: int | None) -> None:
     assert torch.equal(other.net.classifier[6].weight, learner.net.classifier[6].weight)
     other.embed(torch.rand(2, 3, 32, 32))
     assert torch.equal(other.target.net.classifier[6].weight, learner.net.classifier[6].weight)
+
+
+def test_copies_share_as_the_original_does() -> None:
+    learner = make()
+    shared = {"8.weight", "8.bias"}
+    assert shared_in(learner) == shared
+    for twin in (copy.deepcopy(learner), pickle.loads(pickle.dumps(learner))):
+        assert shared_in(twin) == shared
+        assert twin.net[8].weight.data_ptr() != learner.net[8].weight.data_ptr()
 
 
 def test_a_state_that_holds_what_is_shared_does_not_change_the_net() -> None:

@@ -1,5 +1,7 @@
 """Projector and predictor, alone and in the reference's first step."""
 
+import copy
+
 import pytest
 import torch
 from reference import TRAJECTORY, encoder, encoder_state, head_state, learner_state, tensor
@@ -7,7 +9,7 @@ from torch import nn
 
 from byol_wrap import BYOL
 from byol_wrap.backbone.encoder import in_features, set_in_features
-from byol_wrap.methods.heads import mlp
+from byol_wrap.methods.heads import mlp, simsiam_projector
 from byol_wrap.methods.processes import SharedBatchNorm1d
 
 
@@ -67,6 +69,25 @@ def test_setting_the_size_draws_what_a_linear_draws():
     assert torch.equal(head[0].weight, expected.weight)
     assert torch.equal(head[0].bias, expected.bias)
     assert head[1].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_head_without_sizes_copies_whole(shared):
+    head = simsiam_projector(None, 5, sync_batchnorm=shared).double().eval()
+    copied = copy.deepcopy(head)
+    for one in (head, copied):
+        assert not any(module.training for module in one.modules())
+        torch.manual_seed(0)
+        set_in_features(one, 7)
+    states = head.state_dict(), copied.state_dict()
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name])
+        assert value.dtype == states[1][name].dtype
+        assert value.data_ptr() != states[1][name].data_ptr()
+    assert [type(layer) for layer in copied] == [type(layer) for layer in head]
+    assert type(copied[1]) is (SharedBatchNorm1d if shared else nn.BatchNorm1d)
+    assert copied[7].weight is None
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, "8", None])

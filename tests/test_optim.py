@@ -8,7 +8,16 @@ from nets import Tokens, conv_net
 from reference import FIGURES, TRAJECTORY, encoder, learner_state, tensor
 from torch import Tensor, nn
 
-from byol_wrap import BYOL, LARS, PRESETS, param_groups, warmup_cosine
+from byol_wrap import (
+    BYOL,
+    LARS,
+    PRESETS,
+    SIBLING_PRESETS,
+    SimSiam,
+    cosine_schedule,
+    param_groups,
+    warmup_cosine,
+)
 from byol_wrap.training.presets import Preset
 
 
@@ -145,6 +154,48 @@ def test_presets_are_those_of_the_paper() -> None:
         1000: (0.2, 0.996),
     }
     assert {p.weight_decay for e, p in PRESETS.items() if e < 1000} == {1e-6}
+
+
+def test_presets_of_the_siblings_are_those_of_their_references() -> None:
+    assert {
+        name: (
+            p.optimizer,
+            p.learning_rate,
+            p.weight_decay,
+            p.moving_average_decay,
+            p.warmup_epochs,
+        )
+        for name, p in SIBLING_PRESETS.items()
+    } == {
+        "SimSiam": ("SGD", 0.05, 1e-4, None, 0),
+        "SimCLR": ("LARS", 0.3, 1e-6, None, 10),
+        "SimCLR, CIFAR-10": ("LARS", 0.5, 1e-4, None, 10),
+        "MoCo": ("SGD", 0.03, 1e-4, 0.999, 0),
+        "MoCo, CIFAR-10": ("SGD", 0.03, 5e-4, 0.99, 0),
+    }
+    assert not any(SIBLING_PRESETS[name].rising for name in ("MoCo", "MoCo, CIFAR-10"))
+
+
+def test_a_part_keeps_its_rate_while_the_others_follow_the_cosine() -> None:
+    learner = SimSiam(conv_net(4), projection_size=8, prediction_hidden_size=2)
+    groups = param_groups(learner, 0.1, constant_lr=learner.predictor)
+    assert [group["weight_decay"] for group in groups] == [0.1, 0, 0.1, 0]
+    held = [{id(p) for p in group["params"]} for group in groups]
+    assert held[2] | held[3] == {id(p) for p in learner.predictor.parameters()}
+    assert held[3] == {
+        id(p) for p in (*learner.predictor[1].parameters(), learner.predictor[3].bias)
+    }
+    trained = [id(p) for p in learner.parameters() if p.requires_grad]
+    assert sorted(key for group in held for key in group) == sorted(trained)
+    optimizer = torch.optim.SGD(groups, lr=0.5)
+    schedule = cosine_schedule(optimizer, 10, 2)
+    for k in range(12):
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates == pytest.approx([0.5 * warmup_cosine(k, 10, 2)] * 2 + [0.5] * 2)
+        optimizer.step()
+        schedule.step()
+    with pytest.raises(ValueError, match="0 <= warmup_steps <= total_steps"):
+        cosine_schedule(optimizer, 1, 2)
 
 
 def test_twelve_steps_of_the_method_equal_the_reference() -> None:

@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from nets import conv_net
 from reference import encoder, tensor
-from torch import Tensor
+from torch import Tensor, is_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from byol_wrap import MoCo, SimSiam, nt_xent_loss
+from byol_wrap import MoCo, SimCLR, SimSiam, byol_loss, moco_loss, nt_xent_loss, simsiam_loss
 
 FIGURES: dict[str, Any] = json.loads(
     (Path(__file__).parent / "data" / "siblings_reference.json").read_text()
@@ -122,3 +125,74 @@ def test_nt_xent_is_half_of_the_reference(
     assert z2.grad is not None
     gradient = torch.cat([z1.grad, z2.grad])
     torch.testing.assert_close(gradient, tensor(case["grad"]), rtol=0, atol=1e-9)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that any operation gives, forward and backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.numel = max([self.numel, *(t.numel() for t in tree_leaves(out) if is_tensor(t))])
+        return out
+
+
+@pytest.mark.parametrize(("limit", "largest"), [(500, 480), (2**25, 3600)])
+def test_nt_xent_holds_no_more_similarities_than_it_may(
+    limit: int, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("byol_wrap.methods.losses.LARGEST", limit)
+    generator = torch.Generator().manual_seed(0)
+    z1, z2 = (torch.randn(30, 5, generator=generator).requires_grad_() for _ in range(2))
+    with Largest() as seen:
+        nt_xent_loss(z1, z2).backward()
+    assert seen.numel == largest  # 60 x 60 similarities, 8 rows of them at a time
+
+
+LOSSES = {
+    "byol_loss": lambda x, y: byol_loss(x, y),
+    "simsiam_loss": lambda x, y: simsiam_loss(x, y),
+    "nt_xent_loss": lambda x, y: nt_xent_loss(x, y),
+    "moco_loss": lambda x, y: moco_loss(x, y, x.flip(0)),
+}
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_is_computed_in_float32_under_autocast(
+    name: str, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if large:
+        monkeypatch.setattr("byol_wrap.methods.losses.LARGEST", 200)
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 64, 32, generator=generator)
+
+    def both(autocast: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        a, b = (v.clone().to(dtype).requires_grad_() for v in (x, y))
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = LOSSES[name](a, b)
+        loss.backward()
+        assert loss.dtype == torch.float32
+        return loss.detach(), a.grad
+
+    exact, gradient = both(False, torch.float32)
+    found, its_gradient = both(True, torch.float32)
+    assert torch.equal(found, exact)
+    assert torch.equal(its_gradient, gradient)
+    half, _ = both(True, torch.bfloat16)
+    torch.testing.assert_close(half, exact, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("temperature", [0, -1, float("inf"), float("nan")])
+@pytest.mark.parametrize("method", [SimCLR, MoCo])
+def test_temperatures_that_divide_nothing_are_refused(method: Any, temperature: float) -> None:
+    with pytest.raises(ValueError, match=rf"{method.__name__} expects a positive temperature"):
+        method(conv_net(6), temperature=temperature)
+    rows = torch.eye(3)
+    with pytest.raises(ValueError, match="nt_xent_loss expects a positive temperature"):
+        nt_xent_loss(rows, rows, temperature)
+    with pytest.raises(ValueError, match="moco_loss expects a positive temperature"):
+        moco_loss(rows, rows, rows, temperature)

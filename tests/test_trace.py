@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from each_method import METHODS, PAPERS
 from nets import Function, Tokens, conv_net
 from torch import Tensor, nn
 from torchvision import models
 
-from byol_wrap import BYOL
+from byol_wrap import BYOL, Learner
 
 SMALL = {"projection_size": 8, "projection_hidden_size": 16}
 
@@ -74,26 +75,38 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.fixture(params=NETS)
-def net(request: pytest.FixtureRequest) -> nn.Module:
+SMALL_NETS = ["conv", "tokens", "restless", "spectral norm"]
+METHOD_AND_NET = [("BYOL", net) for net in NETS]
+METHOD_AND_NET += [(method, net) for net in SMALL_NETS for method in PAPERS[1:]]
+
+
+@pytest.fixture(params=METHOD_AND_NET, ids=lambda names: ", ".join(names))
+def wrap_and_net(request: pytest.FixtureRequest) -> tuple[Callable[..., Learner], nn.Module]:
     torch.manual_seed(0)
-    return NETS[request.param]()
+    method, net = request.param
+    return METHODS[method], NETS[net]()
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_construction_leaves_everything_bit_for_bit(net: nn.Module, training: bool) -> None:
+def test_construction_leaves_everything_bit_for_bit(wrap_and_net: Any, training: bool) -> None:
+    wrap, net = wrap_and_net
     net.train(training)
     next(m for m in net.modules() if m is not net).train(not training)  # a flag of its own
     before = state(net)
-    learner = BYOL(net, 32, **SMALL)
+    learner = wrap(net, 32)
     assert_same(before, state(net))
+    if not learner.has_target:
+        return
     assert [m.training for m in learner.target.net.modules()] == before["training"]
     for name, tensor in learner.target.net.state_dict().items():
         assert torch.equal(tensor, before["tensors"][name]) or not tensor.numel(), name
 
 
-def test_building_on_the_first_batch_leaves_nothing_but_what_a_forward_does(net: nn.Module) -> None:
-    learner = BYOL(net, **SMALL)
+def test_building_on_the_first_batch_leaves_nothing_but_what_a_forward_does(
+    wrap_and_net: Any,
+) -> None:
+    wrap, net = wrap_and_net
+    learner = wrap(net)
     net.eval()
     twin, tensors = copy.deepcopy(net), [*net.parameters(), *net.buffers()]
     batch = torch.rand(2, 3, 32, 32)
@@ -112,16 +125,19 @@ def test_building_on_the_first_batch_leaves_nothing_but_what_a_forward_does(net:
     assert_same(alone | {"identities": []}, embedded | {"identities": []})
 
 
-def test_the_backbone_is_the_users_own_module(net: nn.Module) -> None:
-    learner = BYOL(net, 32, **SMALL)
+def test_the_backbone_is_the_users_own_module(wrap_and_net: Any) -> None:
+    wrap, net = wrap_and_net
+    learner = wrap(net, 32)
     assert learner.net is net
     assert learner.online.net is net
+    if not learner.has_target:
+        return
     assert learner.target.net is not net
     own = {id(t) for t in (*net.parameters(), *net.buffers())}
     assert not own & {id(t) for t in (*learner.target.parameters(), *learner.target.buffers())}
 
 
-def train(learner: BYOL, steps: int = 2) -> None:
+def train(learner: Learner, steps: int = 2) -> None:
     optimizer = torch.optim.SGD(learner.parameters(), lr=0.1)
     for _ in range(steps):
         loss = learner(torch.rand(4, 3, 32, 32))
@@ -132,12 +148,18 @@ def train(learner: BYOL, steps: int = 2) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*non-writable:UserWarning")
-@pytest.mark.parametrize("name", ["resnet18", "conv", "tokens"])
-def test_between_steps_the_backbone_is_as_if_never_wrapped(name: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        *(("BYOL", name) for name in ("resnet18", "conv", "tokens")),
+        *((method, "conv") for method in METHODS if method != "BYOL"),
+    ],
+)
+def test_between_steps_the_backbone_is_as_if_never_wrapped(method: str, name: str) -> None:
     net = NETS[name]()
     keys = list(net.state_dict())
     wrapped_before = state(net)
-    learner = BYOL(net, 32, **SMALL)
+    learner = METHODS[method](net, 32)
     for _ in range(2):
         train(learner, 1)
         after = state(net)

@@ -49,6 +49,13 @@ class Encoder(nn.Module):
                 f"{takes}. Wrap the net with the arguments they had."
             )
 
+    def sized_projector(self, size: int) -> nn.Module:
+        """A copy of a projector that waits for the representation's size, with it."""
+        projector = copy.deepcopy(self.projector)
+        with torch.random.fork_rng([]):
+            set_in_features(projector, size)
+        return projector
+
     def represent(self, x: Tensor) -> Tensor:
         """The representation of a batch: (B, ...) in, (B, D) out, in the net's dtype.
 

@@ -68,6 +68,10 @@ class Checkpointed(nn.Module):
         """Give heads that wait for it the size of the representation."""
         raise NotImplementedError
 
+    def _sized_heads(self, size: int) -> dict[str, Any]:
+        """What the state of heads that wait for a size would be with it; changes nothing."""
+        raise NotImplementedError
+
     def _state_is_loaded(self) -> None:
         """What was derived from the old state is out of date."""
 
@@ -100,9 +104,9 @@ class Checkpointed(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         given = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
         self._check_fits(given, names=False)  # here as a part of another module
-        waiting = next((n for n, p in self.named_parameters() if is_lazy(p)), None)
-        if waiting in given:
-            self._size_heads(given[waiting].shape[-1])
+        size = self._size_in(given)
+        if size is not None:
+            self._size_heads(size)
         state_dict |= {prefix + name: value for name, value in self._not_loaded(given).items()}
         self._state_is_loaded()
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -112,5 +116,19 @@ class Checkpointed(nn.Module):
         nn.Module._save_to_state_dict(self, own, "", keep_vars=True)
         for name, part in self.named_children():
             own |= part.state_dict(prefix=f"{name}.")
+        size = self._size_in(given)
+        if size is not None:
+            own |= self._sized_heads(size)
         own |= {name: given[name] for name in self._not_loaded(given)}
         check_fits(own, given, self.net.state_dict(), names=names)
+
+    def _size_in(self, given: Mapping[str, Any]) -> int | None:
+        """The representation's size by a state; None where no head waits for it, or none is told.
+
+        Of what is no matrix a size that cannot fit, so that it is refused.
+        """
+        waiting = next((n for n, p in self.named_parameters() if is_lazy(p)), None)
+        if waiting is None or waiting not in given:
+            return None
+        shape = _shape(given[waiting])
+        return shape[1] if isinstance(shape, tuple) and len(shape) == 2 else 1

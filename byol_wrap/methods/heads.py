@@ -4,9 +4,11 @@ A size of None is that of the representation, which may not be known yet: such l
 their parameters keep their identity when it is found. A lazy layer draws no weights.
 """
 
+from typing import Any
+
 from torch import Tensor, nn
 
-from byol_wrap.methods.processes import LazySharedBatchNorm1d, SharedBatchNorm1d, in_group
+from byol_wrap.methods.processes import SharedBatchNorm1d, in_group
 
 
 def mlp(
@@ -136,6 +138,24 @@ class LazySquare(nn.LazyLinear):
         super().initialize_parameters(input)
 
 
+class LazyBatchNorm1d(nn.LazyBatchNorm1d):
+    """PyTorch's, which cannot be copied while the number of features is not known; this one can."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LazyBatchNorm1d":
+        like = self.get_buffer("running_mean")
+        copied = type(self)(
+            self.eps, self.momentum, self.affine, device=like.device, dtype=like.dtype
+        )
+        memo[id(self)] = copied
+        return copied.train(self.training)
+
+
+class LazySharedBatchNorm1d(LazyBatchNorm1d):
+    """``SharedBatchNorm1d``, while the number of features is not known yet."""
+
+    cls_to_become = SharedBatchNorm1d  # type: ignore[assignment]
+
+
 def _linear(in_features: int | None, out_features: int | None, bias: bool = True) -> nn.Linear:
     if out_features is None:
         return LazySquare(bias)
@@ -150,7 +170,7 @@ def _norm(features: int | None, shared: bool | None, affine: bool = True) -> nn.
             return LazySharedBatchNorm1d(affine=affine)
         return SharedBatchNorm1d(features, affine=affine)
     return (
-        nn.LazyBatchNorm1d(affine=affine)
+        LazyBatchNorm1d(affine=affine)
         if features is None
         else nn.BatchNorm1d(features, affine=affine)
     )

@@ -9,13 +9,7 @@ from torch import Tensor, nn
 from byol_wrap.learner import Learner, Pool
 from byol_wrap.methods.heads import moco_projector
 from byol_wrap.methods.losses import check_temperature, moco_loss
-from byol_wrap.methods.processes import (
-    gather,
-    in_group,
-    own_share,
-    processes,
-    same_permutation,
-)
+from byol_wrap.methods.processes import gather, in_group, own_share, processes, same_permutation
 from byol_wrap.views import MOCO_VIEW, Augment
 
 
@@ -94,7 +88,10 @@ class MoCo(Learner):
         sync_batchnorm: bool | None = None,
     ) -> None:
         check_temperature("MoCo", temperature)
-        for name, number in (("queue_size", queue_size), ("key_parts", key_parts or 1)):
+        for name, number in (
+            ("queue_size", queue_size),
+            ("key_parts", 1 if key_parts is None else key_parts),
+        ):
             if not isinstance(number, int) or number < 1:
                 raise ValueError(f"{name} should be a positive integer, got {number!r}.")
         with torch.random.fork_rng([]):
@@ -142,9 +139,12 @@ class MoCo(Learner):
 
     @torch.no_grad()
     def keys(self, view: Tensor) -> Tensor:
-        """What the target says of a view, (B, P): of shuffled images, in their order again."""
+        """What the target says of a view, (B, P): of shuffled images, in their order again.
+
+        In eval mode, where BatchNorm has no statistics of the batch, nothing is shuffled.
+        """
         parts = min(self.key_parts or 1, max(1, len(view) // 2))
-        if parts == 1 and not in_group():
+        if not self.training or (parts == 1 and not in_group()):
             return self.target.project(view)
         views = gather(view)
         order = same_permutation(len(views), view.device)
@@ -157,8 +157,9 @@ class MoCo(Learner):
 
         In eval mode, or where no gradient is wanted, nothing is replaced.
         """
-        if not self.training or not torch.is_grad_enabled():
+        if not self._takes_keys():
             return self.queue
+        self.check_room(sum(map(len, parts)))
         before = self.queue.clone()
         with torch.no_grad():
             keys = F.normalize(torch.cat([gather(keys) for keys in parts]).to(before.dtype), dim=1)
@@ -167,10 +168,13 @@ class MoCo(Learner):
             self.queue_position.add_(len(keys)).remainder_(len(before))
         return before
 
+    def _takes_keys(self) -> bool:
+        return self.training and torch.is_grad_enabled()
+
     def check_room(self, keys: int) -> None:
-        """Raise ValueError for more keys, of all processes, than the queue has rows."""
+        """Refuse more keys of each process than there are rows, before anything is changed."""
         keys *= processes()
-        if keys > len(self.queue):
+        if self._takes_keys() and keys > len(self.queue):
             raise ValueError(
                 f"A batch of {keys} keys does not fit into a queue of {len(self.queue)}: give "
                 f"queue_size={keys} or more, or smaller batches."

@@ -36,7 +36,7 @@ def own_share(rows: Tensor) -> Tensor:
 
 def same_permutation(count: int, device: torch.device) -> Tensor:
     """A random order of ``count`` rows, drawn on the host, the same in all processes."""
-    order = torch.randperm(count).to(device)
+    order = torch.randperm(count, device="cpu").to(device, non_blocking=True)
     if in_group():
         dist.broadcast(order, 0)
     return order
@@ -104,9 +104,3 @@ class SharedBatchNorm1d(nn.BatchNorm1d):
             out = out * self.weight + self.bias
         shared: Tensor = out.to(input.dtype)
         return shared
-
-
-class LazySharedBatchNorm1d(nn.LazyBatchNorm1d):
-    """The same, while the number of features is not known yet."""
-
-    cls_to_become = SharedBatchNorm1d  # type: ignore[assignment]

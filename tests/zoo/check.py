@@ -5,15 +5,22 @@ import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from byol_wrap import BYOL
+from byol_wrap import BYOL, Learner, MoCo, SimCLR, SimSiam
 from byol_wrap.views import as_pair
 
+METHODS: dict[str, Callable[..., Learner]] = {
+    "BYOL": partial(BYOL, projection_hidden_size=64, moving_average_decay=0.5),
+    "SimSiam": partial(SimSiam, prediction_hidden_size=8),
+    "SimCLR": SimCLR,
+    "MoCo": partial(MoCo, queue_size=16, key_parts=2, moving_average_decay=0.5),
+}
 BATCH = 4  # images; two of more than 512 pixels
 MOST_PARAMETERS = 1.5e8  # a step with more does not fit the machines that tests run on
 
@@ -31,7 +38,7 @@ class Backbone:
         make: builds it.
         size: side, or (height, width), of its images; None feeds ``views`` instead.
         features: how long its representation is; None where its library does not tell.
-        options: for BYOL.
+        options: for the learner.
         views: builds two views for nets that take no images.
         refused: the error that wrapping or a first step must give, and a part of its message.
     """
@@ -55,8 +62,8 @@ def pictures(channels: int, size: int | tuple[int, int], count: int = BATCH) -> 
     return torch.stack(layers).sum(0).sigmoid()
 
 
-def check(backbone: Backbone) -> dict[str, Any]:
-    """Wrap the net and take one step with it; gives what the table shows.
+def check(backbone: Backbone, method: str = "BYOL") -> dict[str, Any]:
+    """Wrap the net in a method and take one step with it; gives what the table shows.
 
     Raises:
         AssertionError: something is not as it should be.
@@ -69,14 +76,7 @@ def check(backbone: Backbone) -> dict[str, Any]:
     if count > MOST_PARAMETERS:
         raise TooLargeError(f"not tried, {count / 1e6:.0f} million parameters")
     before = outside(net)
-    learner = BYOL(
-        net,
-        backbone.size,
-        projection_size=16,
-        projection_hidden_size=64,
-        moving_average_decay=0.5,
-        **backbone.options,
-    )
+    learner = METHODS[method](net, backbone.size, projection_size=16, **backbone.options)
     if backbone.views is None:
         assert backbone.size is not None
         images = BATCH if max(as_pair(backbone.size)) <= 512 else 2
@@ -93,15 +93,18 @@ def check(backbone: Backbone) -> dict[str, Any]:
 
     parameters = [p for p in learner.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=1e-3)
-    target = [p.clone() for p in learner.target.parameters()]
+    target = [p.clone() for p in learner.target.parameters()] if learner.has_target else []
     loss = learner(*inputs)
-    assert 0 < loss.item() < 8, f"the loss is {loss.item()}"
+    low, high = {"BYOL": (0, 8), "SimSiam": (-1, 1)}.get(method, (0, 20))
+    assert low < loss.item() < high, f"the loss is {loss.item()}"
     loss.backward()
     check_gradients(learner)
     optimizer.step()
-    assert same(target, learner.target.parameters()), "the target moved without an update"
+    if learner.has_target:
+        assert same(target, learner.target.parameters()), "the target moved without an update"
     learner.update_moving_average()
-    check_update(learner, target)
+    if learner.has_target:
+        check_update(learner, target)
 
     if backbone.views is None:
         vectors = learner.embed(inputs[0])
@@ -117,8 +120,8 @@ def check(backbone: Backbone) -> dict[str, Any]:
     }
 
 
-def check_gradients(learner: BYOL) -> None:
-    """The first layer that can be trained, and both heads, have a gradient."""
+def check_gradients(learner: Learner) -> None:
+    """The first layer that can be trained, and the heads, have a gradient."""
     layers = [
         module.weight
         for module in learner.net.modules()
@@ -126,22 +129,24 @@ def check_gradients(learner: BYOL) -> None:
     ]
     weights = [weight for weight in layers if weight.requires_grad]
     first = weights[0] if weights else next(p for p in learner.net.parameters() if p.requires_grad)
-    heads = [learner.online.projector[0], learner.online.projector[3]]
-    heads += [learner.predictor[0], learner.predictor[3]]
-    for weight in (first, *(head.weight for head in heads)):
+    heads = [p for p in learner.online.projector.parameters() if p.ndim > 1]
+    heads += [p for p in getattr(learner, "predictor", nn.Identity()).parameters() if p.ndim > 1]
+    assert len(heads) >= 2
+    for weight in (first, *heads):
         gradient = weight.grad if weight.is_leaf else first_leaf_gradient(learner)
         assert gradient is not None, "a layer has no gradient"
         assert gradient.isfinite().all(), "a gradient is not finite"
         assert gradient.abs().sum() > 0, "a gradient is zero"
-    assert all(p.grad is None for p in learner.target.parameters()), "the target has a gradient"
+    if learner.has_target:
+        assert all(p.grad is None for p in learner.target.parameters()), "the target has a gradient"
 
 
-def first_leaf_gradient(learner: BYOL) -> Tensor | None:
+def first_leaf_gradient(learner: Learner) -> Tensor | None:
     """Of a parametrized first layer, whose weight is computed from others."""
     return next(p.grad for p in learner.net.parameters() if p.grad is not None)
 
 
-def check_update(learner: BYOL, before: list[Tensor]) -> None:
+def check_update(learner: Learner, before: list[Tensor]) -> None:
     """Every parameter of the target is where the moving average says; some have moved."""
     moved = False
     for old, new, online in zip(

@@ -36,13 +36,13 @@ def sample() -> list[Backbone]:
     return nets
 
 
-def attempt(backbone: Backbone) -> dict[str, Any]:
+def attempt(backbone: Backbone, method: str = "BYOL") -> dict[str, Any]:
     """The net's row; where it is to be refused, or fails, with the error's words."""
     row: dict[str, Any] = {"net": backbone.name, "works": True}
     kind, words = backbone.refused or ((), "")
     start = time.perf_counter()
     try:
-        row |= check(backbone)
+        row |= check(backbone, method)
         row["works"] = backbone.refused is None
     except kind as error:
         row |= {"works": words in str(error), "error": f"refused: {error}"}
@@ -60,6 +60,28 @@ def attempt(backbone: Backbone) -> dict[str, Any]:
 @pytest.mark.parametrize("backbone", sample(), ids=lambda backbone: backbone.name)
 def test_sample(backbone: Backbone) -> None:
     row = attempt(backbone)
+    assert row["works"], row
+
+
+SIBLINGS = ["SimSiam", "SimCLR", "MoCo"]
+QUICK = [net for net in sample() if isinstance(net.size, int) and net.size <= 64]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "method"),
+    [(backbone, SIBLINGS[i % 3]) for i, backbone in enumerate(QUICK)],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_siblings_take_turns_on_the_sample_s_small_nets(backbone: Backbone, method: str) -> None:
+    row = attempt(backbone, method)
+    assert row["works"], row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", SIBLINGS)
+@pytest.mark.parametrize("backbone", sample(), ids=lambda backbone: backbone.name)
+def test_sample_of_each_sibling(backbone: Backbone, method: str) -> None:
+    row = attempt(backbone, method)
     assert row["works"], row
 
 
