@@ -3,7 +3,7 @@
 import copy
 import math
 import weakref
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from operator import index as as_index
 from typing import Any
 
@@ -64,6 +64,17 @@ class Target(Encoder):
             state[f"{prefix}net.{name}"] = torch.empty(0, dtype=value.dtype, device=value.device)
         return state
 
+    def not_loaded(self, given: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        """Of a state, what is not the target's own, or will not be when it is known what it uses.
+
+        Names, under ``prefix``, and the values that stay.
+        """
+        own = self.net.state_dict(prefix=f"{prefix}net.")
+        left = {f"{prefix}net.{name}" for name in self.behind}
+        if self.representation is None:
+            left |= {name for name in own if name in given and _is_empty(given[name])}
+        return {name: own[name] for name in left if name in given}
+
     def freeze_statistics_as(self, online: Encoder) -> None:
         """Keep BatchNorm layers in eval mode where the online network's are, put there on purpose.
 
@@ -79,6 +90,11 @@ class Target(Encoder):
         training = self.projector.training  # embed builds in eval mode
         self.projector = copy.deepcopy(projector).train(training)
         freeze(self.projector)
+
+
+def _is_empty(value: object) -> bool:
+    """Whether a state's value stands for a parameter that is not the target's own."""
+    return isinstance(value, Tensor) and value.shape == (0,)
 
 
 class Pace:

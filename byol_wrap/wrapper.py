@@ -255,14 +255,7 @@ class Wrapper(Checkpointed):
         }
 
     def _not_loaded(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What the target has no use for, or will not have as soon as it is known what it uses."""
-        if not self.has_target:
-            return {}
-        own = self.target.net.state_dict(prefix="target.net.")
-        unknown = self.representation is None
-        left = {f"target.net.{name}" for name in self.target.behind}
-        left |= {n for n in own if unknown and n in given and _is_empty(given[n])}
-        return {name: own[name] for name in left if name in given}
+        return self.target.not_loaded(given, "target.") if self.has_target else {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -276,8 +269,3 @@ class Wrapper(Checkpointed):
             self.target.share(self.online, self.target.behind)  # which were moved one by one
         self._watch.forget_batch()
         return self
-
-
-def _is_empty(value: object) -> bool:
-    """Whether a state's value stands for a parameter that is not the target's own."""
-    return isinstance(value, Tensor) and value.shape == (0,)
