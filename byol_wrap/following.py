@@ -33,9 +33,25 @@ class Following(Wrapper):
     @property
     def tau(self) -> float:
         """The decay that the target's next update will use."""
-        if self._pace is None:
-            raise AttributeError(f"{type(self).__name__} has no target network, and so no tau.")
-        return self._pace.tau(self.step)
+        return self._schedule("tau").tau(self.step)
+
+    @property
+    def moving_average_decay(self) -> float:
+        """The decay of the target's first update; may be set at any time."""
+        return self._schedule("moving_average_decay").base
+
+    @moving_average_decay.setter
+    def moving_average_decay(self, decay: float) -> None:
+        self._schedule("moving_average_decay").base = decay
+
+    @property
+    def total_steps(self) -> int | None:
+        """Over how many updates tau rises to 1; None keeps it; may be set at any time."""
+        return self._schedule("total_steps").total_steps
+
+    @total_steps.setter
+    def total_steps(self, total_steps: int | None) -> None:
+        self._schedule("total_steps").total_steps = total_steps
 
     def update_moving_average(self) -> None:
         """Move the target towards the online network; call it after each optimizer step.
@@ -88,6 +104,11 @@ class Following(Wrapper):
             self._pace.advance(self.step)
             self._watch.updated(self._pace.updates, self._pace.total_steps)
         self._watch.look_at(self.net, head, name)
+
+    def _schedule(self, name: str) -> Pace:
+        if self._pace is None:
+            raise AttributeError(f"{type(self).__name__} has no target network, and so no {name}.")
+        return self._pace
 
     def _last_head(self) -> tuple[str, nn.Module]:
         """The head that nothing but an optimizer of the learner's parameters trains."""

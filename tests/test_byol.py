@@ -168,6 +168,18 @@ def test_tau_follows_the_cosine_and_is_kept_in_a_buffer() -> None:
     assert make().tau == make(total_steps=9).tau == 0.99
 
 
+def test_the_schedule_can_be_read_and_changed_on_the_way() -> None:
+    learner = make(moving_average_decay=0.9, total_steps=4)
+    assert (learner.moving_average_decay, learner.total_steps) == (0.9, 4)
+    learner.moving_average_decay = 0.5
+    assert learner.tau == 0.5
+    learner.update_moving_average()
+    learner.total_steps = 2
+    assert learner.tau == pytest.approx(0.75)  # half-way along the cosine from 0.5 to 1
+    learner.total_steps = None
+    assert learner.tau == 0.5
+
+
 def test_a_target_that_is_never_updated_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("byol_wrap.guard.watch.STEPS_WITHOUT_UPDATE", 3)
     learner = make()
