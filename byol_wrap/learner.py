@@ -56,7 +56,7 @@ class Learner(Following):
     Attributes:
         online: ``Encoder`` of ``net`` and its projector; ``online.net``, ``online.projector``.
         predictor, target: where the method has them. ``target`` is an ``Encoder``, too, the moving
-            average of ``online``; parameters behind the representation are empty in it.
+            average of ``online``; it holds ``net``'s own parameters behind the representation.
         representation: which layer was found, how it is pooled, its size; None before the first
             batch where ``image_size`` is not given.
         step: with a target, a buffer: how many updates it has had.

@@ -241,22 +241,22 @@ def update_average(
     Raises:
         RuntimeError: the two no longer have the same parameters.
     """
-    targets, sources = _averaged(average.parameters()), _averaged(online.parameters())
-    left = {id(p) for name, p in average.named_parameters() if name in leave} if leave else set()
+    targets = [(name, p) for name, p in average.named_parameters() if _is_averaged(p)]
+    sources = [p for p in online.parameters() if _is_averaged(p)]
     together = zip(targets, sources, strict=False)
-    pairs = [(t, s) for t, s in together if t.numel() and id(t) not in left]
+    pairs = [(t, s) for (name, t), s in together if t.numel() and name not in leave]
     if len(targets) != len(sources) or any(t.shape != s.shape for t, s in pairs):
         raise RuntimeError(
             "The online network no longer has the parameters it was wrapped with: it has "
             f"{len(sources)}, its target {len(targets)}, or their shapes differ. Change a backbone "
             "before wrapping it, and wrap it anew after a change."
         )
-    sources = [s if s.dtype == t.dtype else s.to(t.dtype) for t, s in pairs]
-    torch._foreach_lerp_([t for t, _ in pairs], sources, 1 - decay)
+    like = [s if s.dtype == t.dtype else s.to(t.dtype) for t, s in pairs]
+    torch._foreach_lerp_([t for t, _ in pairs], like, 1 - decay)
 
 
-def _averaged(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    return [p for p in parameters if not is_lazy(p) and (p.is_floating_point() or p.is_complex())]
+def _is_averaged(parameter: nn.Parameter) -> bool:
+    return not is_lazy(parameter) and (parameter.is_floating_point() or parameter.is_complex())
 
 
 def at_least_float32(module: nn.Module) -> None:

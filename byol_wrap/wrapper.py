@@ -147,17 +147,17 @@ class Wrapper(Checkpointed):
                 "nn.DataParallel runs copies of a learner that share its hooks: use "
                 "torch.nn.parallel.DistributedDataParallel(learner)."
             )
-        own = view2 is not None
-        if view2 is not None:
-            self._gate.pair(images, view2, self._place())
-        else:
+        fed = "images" if view2 is None else "views"
+        if view2 is None:
             self._check_images(images)
+        else:
+            self._gate.pair(images, view2, self._place())
         if self.training:
             check_more_than_one(images, type(self).__name__)
         view1, view2 = self._views(images) if view2 is None else (images, view2)
         if self.training and torch.is_grad_enabled():
-            self._gate.trained_on("views" if own else "images", images)
-        if not own:
+            self._gate.trained_on(fed, images)
+        if fed == "images":
             self._gate.views(view1, self._views.normalize is not None, self._watch.warn)
         if self.representation is None:
             self._build(view1[:2])
@@ -169,7 +169,7 @@ class Wrapper(Checkpointed):
     ) -> Tensor:
         """What they are used on: the same, but for the augmentation."""
         if self._gate.as_it_is(images, self._watch.warn) if prepared is None else prepared:
-            self._gate.pair(images, images, self._place())
+            self._gate.batch(images, self._place())
         else:
             self._check_images(images)
             images = self._views.normalized(images)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from byol_wrap.backbone.graph import trained_by
 from byol_wrap.backbone.reading import Pool, Representation, main_tensor, pooled
 
 CLASS_TOKENS = {"cls_token", "class_token", "class_embedding", "cls_embedding"}
@@ -66,7 +67,7 @@ def find_representation(
             f"each of the {sample.shape[0]} images and at least one more dimension; choose another "
             "hidden_layer."
         )
-    used = _trained_by(value)
+    used = trained_by(value)
     if used is not None and not used:
         raise ValueError(
             f"No gradient flows from {where[0].lower()}{where[1:]} to any parameter of the net: it "
@@ -275,29 +276,6 @@ def _check_reached_once(name: str, calls: list[_Call]) -> None:
             f"The layer {name!r} is {times} in a forward; the representation needs a layer that is "
             "reached once. Choose the layer that contains it, or one behind it."
         )
-
-
-def _trained_by(value: Tensor) -> set[int] | None:
-    """Ids of the parameters that a gradient of ``value`` reaches, read off its graph.
-
-    None where the graph does not tell: reentrant checkpoints hide what they ran.
-    """
-    if value.grad_fn is None:
-        return {id(value)} if value.requires_grad else set()
-    reached: set[int] = set()
-    seen = set()
-    nodes: list[Any] = [value.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if "CheckpointFunction" in node.name():
-            return None
-        if (variable := getattr(node, "variable", None)) is not None:
-            reached.add(id(variable))
-        nodes.extend(parent for parent, _ in node.next_functions)
-    return reached
 
 
 def _is_channels_last(value: Tensor, sample: Tensor) -> bool:

@@ -49,8 +49,7 @@ class Gate:
             any_shape: whether it may be other than (B, C, H, W), for a pipeline of the user's own.
         """
         if any_shape and isinstance(images, Tensor) and images.ndim != 4:
-            check_batch(images, device, "images")
-            self._range(images, "images")
+            self.batch(images, device)
             return
         check_images(images, channels, device)
         low, high = self._range(images, "images")
@@ -102,6 +101,11 @@ class Gate:
         """Remember what a training step was fed: "images", or "views" as they are."""
         self._fed.pop(kind, None)
         self._fed[kind] = batch.is_floating_point()
+
+    def batch(self, batch: Tensor, device: torch.device) -> None:
+        """Check a batch of any shape that is fed as it is; see ``check_batch``."""
+        check_batch(batch, device, "images")
+        self._range(batch, "images")
 
     def pair(self, view1: Tensor, view2: Tensor, device: torch.device) -> None:
         """Check two views that are fed as they are; see ``check_pair``."""
