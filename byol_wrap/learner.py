@@ -111,8 +111,8 @@ class Learner(Following):
     def directions(self, view1: Tensor, view2: Tensor) -> Iterator[Tensor]:
         """The two terms of the loss one by one, where each needs one view's activations alone."""
         raise TypeError(
-            f"The loss of {type(self).__name__} needs both views at once, and has no halves: use "
-            "learner(images)."
+            f"The loss of {type(self).__name__}, as it is set up, does not fall into two halves: "
+            "use learner(images)."
         )
 
     def project(self, view: Tensor) -> Tensor:

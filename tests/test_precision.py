@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from each_method import METHODS, PAPERS, WITH_TARGET, make, possible
+from methods import METHODS, PAPERS, WITH_TARGET, make, possible
 from nets import conv_net
 from torch import Tensor, nn
 
