@@ -105,7 +105,8 @@ def run(method: str, change: Any, steps: int, seed: int, data: quality.Data) -> 
     torch.manual_seed(seed)
     net = quality.small_resnet(8)
     race = entries.Race(quality.small_resnet, 64, steps * BATCH, 0)
-    entry = METHODS[method](net, race, replace(entries.SHORT[method], batch_size=BATCH))
+    recipe = replace(entries.SHORT[method], batch_size=BATCH, projection_hidden_size=512)
+    entry = METHODS[method](net, race, recipe)
     if change is not None:
         change(entry)
     before, looks = worth(net, data), []
@@ -146,8 +147,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--data", type=Path, help="CIFAR-10 as quality.py takes it; without, digits")
-    add("--steps", type=int, default=500)
-    add("--seeds", type=int, nargs="+", default=[0, 1])
+    add("--steps", type=int, default=320)
+    add("--seeds", type=int, nargs="+", default=[0])
     add("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     add("--output", type=Path, default="collapse.jsonl", help="runs that are in it are done")
     args = parser.parse_args()
