@@ -210,7 +210,7 @@ class Wrapper(Checkpointed):
         """Build before there are images; a guess of their channels that fails is mended."""
 
         def build() -> None:
-            noise = torch.rand(2, self.channels, *size, generator=torch.Generator())
+            noise = torch.rand(2, self.channels, *size, generator=torch.Generator(), device="cpu")
             self._build(noise.to(float_parameter(self.net).device))
 
         try:

@@ -10,6 +10,9 @@ from byol_wrap.backbone.finding import find_representation
 from byol_wrap.backbone.modes import eval_mode
 from byol_wrap.backbone.reading import Pool, Representation
 
+MOVED_IN_PLACE = ("cuda", "mps", "xpu")
+"""Devices to and from which parameters keep their identity, which optimizers know them by."""
+
 
 class Encoder(nn.Module):
     """A net, read at its representation, with a projector on top: f and g of the paper.
@@ -34,15 +37,19 @@ class Encoder(nn.Module):
     def size_projector(self, size: int) -> None:
         """Give a projector that waits for it the representation's size; its weights are drawn now.
 
-        The global random state stays as it was.
+        They are drawn on the host, so they are the same for any device. Random states stay.
 
         Raises:
             RuntimeError: the projector takes another size.
         """
         takes = in_features(self.projector)
         if self.is_unsized:
+            home = next(self.projector.parameters()).device
+            if home.type in MOVED_IN_PLACE:
+                self.projector.to("cpu")
             with torch.random.fork_rng([]):
                 set_in_features(self.projector, size)
+            self.projector.to(home)
         elif takes not in (None, size):
             raise RuntimeError(
                 f"The representation has size {size}, but the heads (from a checkpoint?) expect "
@@ -50,8 +57,8 @@ class Encoder(nn.Module):
             )
 
     def sized_projector(self, size: int) -> nn.Module:
-        """A copy of a projector that waits for the representation's size, with it."""
-        projector = copy.deepcopy(self.projector)
+        """A copy of a projector that waits for the representation's size, with it, on the host."""
+        projector = copy.deepcopy(self.projector).to("cpu")
         with torch.random.fork_rng([]):
             set_in_features(projector, size)
         return projector

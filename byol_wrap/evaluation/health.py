@@ -21,7 +21,10 @@ class Outputs(NamedTuple):
 
 def figures(outputs: Outputs) -> dict[str, float]:
     """All that can be told of a batch's outputs; reads from the device."""
-    first, second, projection = outputs
+    # It is read anyway, and devices other than CUDA's lack operators, such as the SVD.
+    first, second, projection = (x if x is None or x.is_cuda else x.cpu() for x in outputs)
+    assert first is not None
+    assert projection is not None
     told = {
         "std_ratio": std_ratio(first),
         "rank": effective_rank(first),
@@ -155,7 +158,7 @@ def relative_distance(module: nn.Module, other: nn.Module) -> Tensor:
         if p.is_floating_point() and q.numel() and not _shared(p, q)
     ]
     if not pairs:
-        return torch.zeros(())
+        return torch.zeros((), device=next(module.parameters()).device)
     ours, theirs = [p for p, _ in pairs], [q for _, q in pairs]
     distance = _norm(torch._foreach_sub(ours, theirs))
     length = _norm(ours)
