@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from byol_wrap.guard.inputs import check_not_captured
 from byol_wrap.pace import Pace
 from byol_wrap.target import Attachment, check_trains
 from byol_wrap.wrapper import Wrapper
@@ -98,6 +99,7 @@ class Following(Wrapper):
 
     @torch.no_grad()
     def _update(self, skipped: Tensor | None = None) -> None:
+        check_not_captured(self._place())
         name, head = self._last_head()
         if (pace := self._pace) is not None:
             if self._watch.may_follow(head):

@@ -18,7 +18,7 @@ ALLOWED = {
     "target": {"backbone"},
     "pace": set(),
     "wrapper": {"backbone", "guard", "target", "views"},
-    "following": {"pace", "target", "wrapper"},
+    "following": {"guard", "pace", "target", "wrapper"},
     "learner": {"backbone", "evaluation", "following", "guard", "views"},
     "methods": {"learner", "views"},
     "__init__": {"evaluation", "learner", "methods", "pace", "training", "views"},

@@ -204,9 +204,8 @@ def verdict(
         "linear": linear_hits,
     }
     partitions = math.ceil(draws / blocks)
-    kind: dict[str, Any] = {"dtype": torch.double, "device": "cpu"}
-    right = torch.zeros(2, 2, partitions, blocks, blocks, **kind)
-    counts = torch.zeros(partitions, blocks, blocks, **kind)
+    right = torch.zeros(2, 2, partitions, blocks, blocks, dtype=torch.double)
+    counts = torch.zeros(partitions, blocks, blocks, dtype=torch.double)
     for p in range(partitions):
         block, trains = partition(targets, per_class, blocks, generator)
         for b in range(blocks):

@@ -158,7 +158,7 @@ def relative_distance(module: nn.Module, other: nn.Module) -> Tensor:
         if p.is_floating_point() and q.numel() and not _shared(p, q)
     ]
     if not pairs:
-        return torch.zeros((), device=next(module.parameters()).device)
+        return torch.zeros(())
     ours, theirs = [p for p, _ in pairs], [q for _, q in pairs]
     distance = _norm(torch._foreach_sub(ours, theirs))
     length = _norm(ours)
@@ -167,7 +167,7 @@ def relative_distance(module: nn.Module, other: nn.Module) -> Tensor:
 
 def _shared(p: Tensor, q: Tensor) -> bool:
     plain = type(p.data) is Tensor and type(q.data) is Tensor  # a sharded one has no address
-    return plain and p.data_ptr() == q.data_ptr()
+    return plain and p.data_ptr() == q.data_ptr() != 0  # as on XLA
 
 
 def _wide(x: Tensor) -> Tensor:

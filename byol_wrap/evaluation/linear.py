@@ -181,7 +181,7 @@ def linear_probe_sgd(
         optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
         for _ in range(epochs):
-            order = torch.randperm(len(x), generator=generator, device="cpu").to(x.device)
+            order = torch.randperm(len(x), generator=generator).to(x.device)
             for chosen in order.tensor_split(batches):
                 loss = F.cross_entropy(F.linear(x[chosen].float(), weight, bias), targets[chosen])
                 optimizer.zero_grad()

@@ -4,21 +4,11 @@ A size of None is that of the representation, which may not be known yet: such l
 their parameters keep their identity when it is found. A lazy layer draws no weights.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from byol_wrap.methods.processes import SharedBatchNorm1d, in_group
-
-
-@contextmanager
-def drawn_on_host() -> Iterator[None]:
-    """Build heads on the host, whatever the default device, and leave the random state alone."""
-    with torch.random.fork_rng([]), torch.device("cpu"):
-        yield
 
 
 def mlp(

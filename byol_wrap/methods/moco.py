@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from byol_wrap.learner import Learner, Pool
-from byol_wrap.methods.heads import drawn_on_host, moco_projector
+from byol_wrap.methods.heads import moco_projector
 from byol_wrap.methods.losses import check_temperature, moco_loss
 from byol_wrap.methods.processes import gather, in_group, own_share, processes, same_permutation
 from byol_wrap.views import MOCO_VIEW, Augment
@@ -94,7 +94,7 @@ class MoCo(Learner):
         ):
             if not isinstance(number, int) or number < 1:
                 raise ValueError(f"{name} should be a positive integer, got {number!r}.")
-        with drawn_on_host():
+        with torch.random.fork_rng([]):
             projector = moco_projector(projection_hidden_size, projection_size)
         super().__init__(
             net,
