@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from each_method import METHODS, WITH_TARGET, make
+from methods import METHODS, WITH_TARGET, make
 from fake_cuda_step import Elsewhere, move
 from nets import conv_net
 from torch import Tensor, nn
@@ -326,16 +326,18 @@ def tensors(*trees: Any) -> list[Tensor]:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("name", ["BYOL", "MoCo, symmetric"])
-def test_nothing_of_a_graphs_outputs_is_used_after_its_step(name: str) -> None:
+def test_nothing_of_a_graphs_outputs_is_used_after_its_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("byol_wrap.guard.collapse.LOOK_EVERY", 3)  # one is read at the next
     torch._dynamo.reset()
     found = []
     for compiles in (False, True):
-        learner, backend = make(name), Overwriting()
+        learner, backend = make("BYOL"), Overwriting()
         model = torch.compile(learner, backend=backend) if compiles else learner
         optimizer = torch.optim.SGD(learner.parameters(), lr=0.05)
         learner.attach(optimizer)
-        for k in range(22):  # a look at the features included
+        for k in range(8):
             backend.call += 1
             views = torch.rand(2, 8, 3, 32, 32, generator=torch.Generator().manual_seed(k))
             loss = model(*views)
@@ -345,4 +347,4 @@ def test_nothing_of_a_graphs_outputs_is_used_after_its_step(name: str) -> None:
             found.append(loss.item())
         found.append(learner.health()["std_ratio"])
         assert not compiles or backend.given
-    assert found[:23] == pytest.approx(found[23:], rel=1e-3)
+    assert found[:9] == pytest.approx(found[9:], rel=1e-3)
