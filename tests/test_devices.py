@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from methods import METHODS, WITH_TARGET, make
 from fake_cuda_step import Elsewhere, move
+from methods import METHODS, WITH_TARGET, make
 from nets import conv_net
 from torch import Tensor, nn
 

@@ -66,7 +66,7 @@ def shares(kind: str, rank: int) -> slice:
 
 def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    # Without a named backend, as Accelerate and init_device_mesh make a group: gloo and nccl at once.
+    # Without a named backend, as init_device_mesh makes a group: gloo and, where it is, nccl.
     dist.init_process_group(init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     found: dict[str, Any] = {}
     for kind in SHARES:
