@@ -18,7 +18,7 @@ DEVICES = ["cpu", CUDA]
 
 def train(learner: nn.Module, inner: Learner, batch: Tensor, steps: int = 3) -> list[float]:
     optimizer = torch.optim.SGD(inner.parameters(), lr=0.05)
-    inner.attach(optimizer)
+    handle = inner.attach(optimizer)  # which a compiler's traceback may keep alive
     losses = []
     for k in range(steps):
         torch.manual_seed(k)
@@ -27,6 +27,7 @@ def train(learner: nn.Module, inner: Learner, batch: Tensor, steps: int = 3) -> 
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
+    handle.remove()
     return losses
 
 
