@@ -148,7 +148,7 @@ class Learner(Following):
 
         Raises:
             TypeError, ValueError: input that is not as described, before anything is changed. NaN
-                and infinity are looked for in every batch on the CPU and in the first 10 elsewhere,
+                and infinity are looked for in every batch on the CPU, elsewhere in the first 10 of floats,
                 where looking means waiting.
             RuntimeError: the representation was not reached, or has no gradient.
         """
@@ -235,8 +235,8 @@ class Learner(Following):
         """Two views, and a training step counted."""
         views = self._two_views(images, view2)
         if torch.is_grad_enabled():
-            tau = self.tau if self.has_target else None
-            run = Run(tau, getattr(self, "predictor", None), self._attachment.optimizer)
+            decay = (lambda: self.tau) if self.has_target else None
+            run = Run(decay, getattr(self, "predictor", None), self._attachment.optimizer)
             self._watch.step(run, self, self.net)
             if self.has_target:
                 self.target.freeze_statistics_as(self.online)

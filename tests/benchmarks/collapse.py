@@ -112,8 +112,9 @@ def run(method: str, change: Any, steps: int, seed: int, data: quality.Data) -> 
     before, looks = worth(net, data), []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        order = quality.Order(len(data.train_images), BATCH, seed, torch.device("cpu"))
         for step in range(steps):
-            chosen = quality.batch_indices(len(data.train_images), BATCH, step, seed)
+            chosen = order.batch(step)
             entry.step(data.train_images[chosen], data.train_labels[chosen])
             if step % LOOK_EVERY == LOOK_EVERY - 1 or step == 0:
                 looks.append(spread(entry.learner))
