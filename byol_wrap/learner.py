@@ -148,8 +148,8 @@ class Learner(Following):
 
         Raises:
             TypeError, ValueError: input that is not as described, before anything is changed. NaN
-                and infinity are looked for in every batch on the CPU, elsewhere in the first 10 of floats,
-                where looking means waiting.
+                and infinity are looked for in every batch on the CPU, elsewhere in the first 10 of
+                floats, where looking means waiting.
             RuntimeError: the representation was not reached, or has no gradient.
         """
         if self._direction is not None:
