@@ -11,7 +11,7 @@ from byol_wrap.backbone.reading import Pool
 from byol_wrap.evaluation.health import figures, relative_distance
 from byol_wrap.following import Following
 from byol_wrap.guard.collapse import Run
-from byol_wrap.views import VIEW1, VIEW2, Augment, Recipe
+from byol_wrap.views import VIEW1, VIEW2, Augment, Images, Recipe
 
 __all__ = ["Learner", "Pool"]
 
@@ -38,11 +38,12 @@ class Learner(Following):
         augment_fn: replaces the whole pipeline of both views: float32 images (B, C, H, W) in [0, 1]
             in, a batch that the net takes out. A module is moved to the images' device, and is no
             part of the learner's state. ``RandomView`` with a ``Recipe`` of your own varies the
-            default views.
+            default views; it goes before and after kornia's own steps.
         augment_fn2: replaces that of the second view.
         mean: what is subtracted from each channel of views and of ``embed``'s images, for pixels in
             [0, 1]. None means ImageNet's for 3 channels and 0.5 for others; with an ``augment_fn``
-            other than a ``RandomView``, None means that nothing is normalised.
+            that holds no ``RandomView``, or that holds a ``Normalize``, None means that nothing is
+            normalised.
         std: what they are divided by; goes with ``mean``.
         channels: how many the images have; None reads it off the net's first convolution (3 where
             it has none, or where the net cannot take so many).
@@ -126,7 +127,7 @@ class Learner(Following):
 
     def forward(
         self,
-        images: Tensor,
+        images: Images,
         view2: Tensor | None = None,
         *,
         return_embedding: bool = False,
@@ -136,7 +137,9 @@ class Learner(Following):
 
         Args:
             images: (B, C, H, W) on the net's device, uint8 or floats in [0, 1], B at least 2 in
-                training. With ``view2``: the first view.
+                training; or a list of (C, H, W) of any sizes, such as ``collate_fn=list`` gives,
+                each of which is cropped from its full size (with ``image_size`` where they differ).
+                With ``view2``: the first view.
             view2: a second view of the same B items. The two are then fed as they are, whatever
                 shape the net takes; nothing is augmented or normalised.
             return_embedding: instead of the loss, give (projection (B, P), representation (B, D))
@@ -160,7 +163,7 @@ class Learner(Following):
         return self._end(self.loss(*views))
 
     def halves(
-        self, images: Tensor, view2: Tensor | None = None, *, parallel: nn.Module | None = None
+        self, images: Images, view2: Tensor | None = None, *, parallel: nn.Module | None = None
     ) -> Iterator[Tensor]:
         """The two halves of the loss one after the other, for about half the activation memory.
 
@@ -231,7 +234,7 @@ class Learner(Following):
     # What is behind them
 
     @outside_graph(recursive=True)
-    def _begin(self, images: Tensor, view2: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _begin(self, images: Images, view2: Tensor | None) -> tuple[Tensor, Tensor]:
         """Two views, and a training step counted."""
         views = self._two_views(images, view2)
         if torch.is_grad_enabled():

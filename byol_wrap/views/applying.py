@@ -1,0 +1,110 @@
+"""A view's draws, applied to a batch: image by image, or all images of a step at once."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from byol_wrap.views import pixels
+from byol_wrap.views.draws import Draws
+from byol_wrap.views.packing import send
+
+Images = Tensor | Sequence[Tensor]
+
+SMALL = 64  # pixels a side; larger images are faster one by one on the CPU, whose cache they fit
+COLOUR = ("brightness", "contrast", "saturation", "hue")  # by their numbers in ``jitter_order``
+
+
+@torch.no_grad()
+def apply(draws: Draws, images: Images, size: tuple[int, int]) -> Tensor:
+    """Apply a view's draws.
+
+    Args:
+        draws: of these images.
+        images: (B, C, H, W), or a list of (C, H, W) of any sizes; floats in [0, 1] or uint8.
+        size: (height, width) of the view.
+
+    Returns:
+        float32 (B, C, *size) in [0, 1]. It lies in memory as a batch that goes in: channels first
+        or last.
+    """
+    with torch.autocast(place(images).type, enabled=False):
+        x = (_one_by_one if _is_large(images, size) else _at_once)(draws, images, size)
+    return x.contiguous(memory_format=_layout(images))
+
+
+def place(images: Images) -> torch.device:
+    """The device that images are on."""
+    return images.device if isinstance(images, Tensor) else images[0].device
+
+
+def _is_large(images: Images, size: tuple[int, int]) -> bool:
+    if place(images).type != "cpu":
+        return False
+    return not isinstance(images, Tensor) or max(*images.shape[2:], *size) > SMALL
+
+
+def _layout(images: Images) -> torch.memory_format:
+    """Channels last where a batch is."""
+    if not isinstance(images, Tensor) or images.is_contiguous():
+        return torch.contiguous_format
+    last = images.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _one_by_one(draws: Draws, images: Images, size: tuple[int, int]) -> Tensor:
+    """One view after the other."""
+    channels = images.shape[1] if isinstance(images, Tensor) else images[0].shape[0]
+    out = torch.empty(len(images), channels, *size, device="cpu", dtype=torch.float32)
+    rows = zip(*(column.tolist() for column in vars(draws).values()), strict=True)
+    for image, row, view in zip(images, rows, out, strict=True):
+        box, flip, jitter, order, factors, greyscale, blur, sigma, solarize = row
+        x = pixels.crop_one(image, box, size)[None]
+        if flip:
+            x = x.flip(-1)
+        if jitter:
+            for kind in order:
+                x = getattr(pixels, COLOUR[kind])(x, factors[kind])
+        if greyscale:
+            x = pixels.greyscale(x)
+        if blur:
+            x = pixels.blur_one(x[0], sigma)[None]
+        view.copy_(pixels.solarize(x)[0] if solarize else x[0])
+    return out
+
+
+def _at_once(draws: Draws, images: Images, size: tuple[int, int]) -> Tensor:
+    """The views of a batch, step by step, each for those images that it was drawn for."""
+    names, tensors = zip(*_steps(draws), strict=True)
+    there = iter(send([part for own in tensors for part in own], place(images)))
+    boxes, flip = next(there), next(there)
+    if isinstance(images, Tensor):
+        x = pixels.crop(pixels.as_unit_float(images), boxes, size, flip)
+    else:
+        views = [
+            pixels.crop(pixels.as_unit_float(image[None]), boxes[i : i + 1], size, flip[i : i + 1])
+            for i, image in enumerate(images)
+        ]
+        x = torch.cat(views)
+    for name, own in zip(names[1:], tensors[1:], strict=True):
+        index, *parameters = (next(there) for _ in own)
+        if len(index):
+            x[index] = getattr(pixels, name)(x[index], *parameters)
+    return x
+
+
+def _steps(draws: Draws) -> Iterator[tuple[str, tuple[Tensor, ...]]]:
+    """The crop's parameters; then each step with the indices of its images and their parameters."""
+    yield "crop", (draws.boxes, draws.flip)
+    jittered = draws.jitter.nonzero()[:, 0]
+    order, factors = draws.jitter_order[jittered], draws.jitter_factors[jittered]
+    for place in order.T:  # image by image the same work as one step of a batch
+        for kind, name in enumerate(COLOUR):
+            here = place == kind
+            yield name, (jittered[here], factors[here, kind])
+    greyscale, blur, solarize = (
+        chosen.nonzero()[:, 0] for chosen in (draws.greyscale, draws.blur, draws.solarize)
+    )
+    yield "greyscale", (greyscale,)
+    yield "blur", (blur, draws.blur_sigma[blur])
+    yield "solarize", (solarize,)
