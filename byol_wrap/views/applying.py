@@ -1,17 +1,21 @@
-"""A view's draws, applied to a batch: image by image, or all images of a step at once."""
+"""A view's draws, applied to a batch: image by image, all images of a step at once, or fused."""
 
-from collections.abc import Iterator, Sequence
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from byol_wrap.views import pixels
-from byol_wrap.views.draws import Draws
+from byol_wrap.views.draws import Draws, draw
 from byol_wrap.views.packing import send
+from byol_wrap.views.recipes import Recipe
 
 Images = Tensor | Sequence[Tensor]
 
 SMALL = 64  # pixels a side; larger images are faster one by one on the CPU, whose cache they fit
+LARGEST_ERROR = 1e-3  # of a fused pixel
 COLOUR = ("brightness", "contrast", "saturation", "hue")  # by their numbers in ``jitter_order``
 
 
@@ -28,14 +32,45 @@ def apply(draws: Draws, images: Images, size: tuple[int, int]) -> Tensor:
         float32 (B, C, *size) in [0, 1]. It lies in memory as a batch that goes in: channels first
         or last.
     """
-    with torch.autocast(place(images).type, enabled=False):
+    device, layout = place(images), _layout(images)
+    if device.type == "cuda" and len(images) and images[0].shape[0] == 3:
+        kernels = fused_on(device)
+        if kernels is not None:
+            return kernels(draws, images, size, layout)
+    with torch.autocast(device.type, enabled=False):
         x = (_one_by_one if _is_large(images, size) else _at_once)(draws, images, size)
-    return x.contiguous(memory_format=_layout(images))
+    return x.contiguous(memory_format=layout)
 
 
 def place(images: Images) -> torch.device:
     """The device that images are on."""
     return images.device if isinstance(images, Tensor) else images[0].device
+
+
+@functools.cache
+def fused_on(device: torch.device) -> Callable[..., Tensor] | None:
+    """The kernels, where they run on ``device`` and give there what the steps give on the host."""
+    try:
+        from byol_wrap.views import fused
+
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            images = torch.rand(8, 3, 40, 56, device="cpu", dtype=torch.float32)
+            recipe = Recipe(greyscale=0.3, blur=0.5, solarize=0.3)
+            draws = draw(recipe, 8, 40, 56)
+        expected = _at_once(draws, images, (48, 64))
+        error = (fused.apply(draws, images.to(device), (48, 64)).cpu() - expected).abs().max()
+        if not error < LARGEST_ERROR:
+            raise ArithmeticError(f"they are off by {error:.2g}")
+    except Exception as error:
+        warnings.warn(
+            f"The fused views cannot be used on {device}, {type(error).__name__}: {error}. Views "
+            "are made step by step instead, which is as right and slower.",
+            UserWarning,
+            stacklevel=2,
+        )
+        return None
+    return fused.apply
 
 
 def _is_large(images: Images, size: tuple[int, int]) -> bool:
