@@ -75,7 +75,7 @@ def test_kernels_that_do_not_run_are_left_with_a_word(monkeypatch: Any) -> None:
     monkeypatch.setattr("byol_wrap.views.fused.apply", lambda _, images, size: images.new_zeros(1))
     with pytest.warns(UserWarning, match="ArithmeticError: they are off by"):
         assert applying.fused_on.__wrapped__(torch.device("cpu")) is None
-    right = applying._at_once
+    right = applying._one_by_one
     monkeypatch.setattr("byol_wrap.views.fused.apply", right)
     assert applying.fused_on.__wrapped__(torch.device("cpu")) is right
     assert torch.equal(torch.get_rng_state(), expected)

@@ -189,6 +189,10 @@ def test_greyscale_and_solarize_equal_torchvision():
 def test_solarize_inverts_from_one_half_on():
     x = torch.tensor([0.0, 0.25, 0.499, 0.5, 0.75, 1.0])
     close(pixels.solarize(x), torch.tensor([0.0, 0.25, 0.499, 0.5, 0.25, 0.0]), 1e-7)
+    half = torch.tensor(0.5)
+    below, above = half.nextafter(half - 1), half.nextafter(half + 1)
+    assert torch.equal(pixels.solarize(below), below)
+    assert torch.equal(pixels.solarize(above), 1 - above)
 
 
 # The whole pipeline
@@ -312,6 +316,32 @@ def test_draws_follow_the_table():
     # Whether one step is drawn says nothing of another.
     both = (draws1.flip & draws1.jitter).float().mean().item()
     assert both == pytest.approx(0.4, abs=4 * sd)
+
+
+def numbers_behind(draws, height, width):
+    """All that is drawn for an image, a column each, spread evenly where it is a fraction."""
+    top, left, h, w = draws.boxes.double().T
+    crop = [h * w, (w / h).log(), (top + 0.5) / (height - h + 1), (left + 0.5) / (width - w + 1)]
+    chosen = [getattr(draws, name).double() for name in STEPS]
+    order, factors = draws.jitter_order.double().T, draws.jitter_factors.double().T
+    return torch.stack([*crop, *chosen, *order, *factors, draws.blur_sigma.double()], dim=1)
+
+
+def test_no_draw_tells_of_another():
+    """Not of the same image, of its neighbour in the batch, nor of its other view."""
+    n = 4000
+    torch.manual_seed(0)
+    recipe = replace(VIEW2, blur=0.4)
+    ones, others = (numbers_behind(draw(recipe, n, 224, 224), 224, 224) for _ in range(2))
+    corners = ones[:, 2:4]
+    assert_uniform((corners - corners.amin(0)) / (corners.amax(0) - corners.amin(0)))
+    columns = torch.cat([ones, others, ones.roll(1, 0)], dim=1).T
+    alike = torch.corrcoef(columns)
+    places = range(9, 13)  # what a permutation holds in one place it does not hold in another
+    for i in places:
+        for j in places:
+            alike[i, j] = alike[18 + i, 18 + j] = alike[36 + i, 36 + j] = 0
+    assert alike.fill_diagonal_(0).abs().max() < 5 / math.sqrt(n)
 
 
 def assert_uniform(columns):

@@ -58,7 +58,7 @@ def fused_on(device: torch.device) -> Callable[..., Tensor] | None:
             images = torch.rand(8, 3, 40, 56, device="cpu", dtype=torch.float32)
             recipe = Recipe(greyscale=0.3, blur=0.5, solarize=0.3)
             draws = draw(recipe, 8, 40, 56)
-        expected = _at_once(draws, images, (48, 64))
+        expected = _one_by_one(draws, images, (48, 64))
         error = (fused.apply(draws, images.to(device), (48, 64)).cpu() - expected).abs().max()
         if not error < LARGEST_ERROR:
             raise ArithmeticError(f"they are off by {error:.2g}")
