@@ -36,9 +36,9 @@ def errors(device: str) -> dict[str, float]:
     found = {}
     for case in CASES:
         if device == "cpu":  # where a program costs more than its pixels
-            tile = (8, 16, 128) if case == "floats" else (16, 32, 512)
+            tile = (32, 16, 1024) if case == "floats" else (64, 64, 2048)
             fused.ROWS, fused.COLUMNS, fused.PIXELS = tile
-        size = (30, 20) if case == "steps off" else (10, 30)
+        size = (20, 44) if case == "a list" else (40, 30)
         sizes = SIZES if case == "a list" else [(24, 36)] * 6
         off = ("jitter", "greyscale", "blur") if case == "steps off" else ()
         chosen = CHOSEN | dict.fromkeys(off, ())

@@ -71,7 +71,7 @@ class Views:
 
     def _view(self, augment: Augment, images: Images) -> Tensor:
         if isinstance(augment, nn.Module):
-            augment.to(place(images))
+            _move(augment, place(images))
         view = augment(images if is_random_view(augment) else _own_floats(images))
         if not isinstance(view, Tensor) or view.shape[:1] != (len(images),):
             got = tuple(view.shape) if isinstance(view, Tensor) else type(view).__name__
@@ -98,6 +98,12 @@ class Views:
         with torch.autocast(images.device.type, enabled=False):
             images = as_unit_float(images)
             return images if self.normalize is None else self.normalize(images)
+
+
+def _move(augment: nn.Module, device: torch.device) -> None:
+    """Move a module that holds something elsewhere; kornia would move its draws each time."""
+    if any(held.device != device for held in (*augment.parameters(), *augment.buffers())):
+        augment.to(device)
 
 
 def _own_floats(images: Images) -> Images:

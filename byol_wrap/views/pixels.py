@@ -2,8 +2,7 @@
 
 Each gives what torchvision's function of the same name gives for one image and its parameter: a
 number for all images, or a tensor with one for each. Colour steps have no branches. Crop and blur
-come in two forms: of one image, as far as weights matter, and of a batch, as products with
-matrices.
+come in two forms: of one image, and of a batch.
 """
 
 import math
@@ -143,22 +142,17 @@ def blur_one(image: Tensor, sigma: float) -> Tensor:
 
 
 def blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """The same for a batch, with a ``sigma`` for each image, as ``crop``."""
-    down, across = (_blurring(sigma, side) for side in images.shape[2:])
-    return down @ (images @ across.mT)
+    """The same for a batch, with a ``sigma`` (B,) for each image, by kornia.
 
+    In two functions of its own, since ``gaussian_blur2d`` reads sigma off the device.
+    """
+    from kornia.filters import filter2d_separable, get_gaussian_kernel1d
 
-def _blurring(sigma: Tensor, side: int) -> Tensor:
-    """Weights (B, 1, side, side) that blur along one dimension, mirrored at the border."""
-    from kornia.filters import get_gaussian_kernel1d
-
-    taps = side // 10 | 1
-    weights = get_gaussian_kernel1d(taps, sigma[:, None])
-    pixel = torch.arange(side, device=sigma.device)
-    read = (pixel[:, None] + pixel[:taps] - taps // 2).abs()
-    read = torch.minimum(read, 2 * (side - 1) - read)
-    reads = (read[:, :, None] == pixel).to(weights.dtype)  # (outputs, taps, inputs)
-    return torch.einsum("bt,oti->boi", weights, reads)[:, None]
+    down, across = (
+        get_gaussian_kernel1d(side // 10 | 1, sigma[:, None]) for side in images.shape[2:]
+    )
+    blurred: Tensor = filter2d_separable(images, across, down, "reflect")
+    return blurred
 
 
 def _blur_along(dim: int, image: Tensor, sigma: float, reach: int) -> Tensor:
