@@ -87,6 +87,7 @@ def test_of_small_images_and_on_accelerators_operators_do_not_grow_with_the_batc
     monkeypatch: pytest.MonkeyPatch, side: int
 ) -> None:
     monkeypatch.setattr(applying, "SMALL", 96)
+    monkeypatch.setattr(applying, "MEDIUM", 97)
     images = torch.rand(256, 3, side, side)
     learner = make(image_size=side)
     learner.views(images[:2])

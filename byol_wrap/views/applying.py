@@ -14,7 +14,8 @@ from byol_wrap.views.recipes import Recipe
 
 Images = Tensor | Sequence[Tensor]
 
-SMALL = 64  # pixels a side; larger images are faster one by one on the CPU, whose cache they fit
+SMALL = 64  # pixels a side; larger images are cropped one by one on the CPU
+MEDIUM, LARGE = 64, 160  # of views; from one of them all their steps are taken one by one there
 LARGEST_ERROR = 1e-3  # of a fused pixel
 COLOUR = ("brightness", "contrast", "saturation", "hue")  # by their numbers in ``jitter_order``
 
@@ -38,7 +39,7 @@ def apply(draws: Draws, images: Images, size: tuple[int, int]) -> Tensor:
         if kernels is not None:
             return kernels(draws, images, size, layout)
     with torch.autocast(device.type, enabled=False):
-        x = (_one_by_one if _is_large(images, size) else _at_once)(draws, images, size)
+        x = (_one_by_one if _fits_cache(device, size) else _at_once)(draws, images, size)
     return x.contiguous(memory_format=layout)
 
 
@@ -73,10 +74,13 @@ def fused_on(device: torch.device) -> Callable[..., Tensor] | None:
     return fused.apply
 
 
-def _is_large(images: Images, size: tuple[int, int]) -> bool:
-    if place(images).type != "cpu":
-        return False
-    return not isinstance(images, Tensor) or max(*images.shape[2:], *size) > SMALL
+def _fits_cache(device: torch.device, size: tuple[int, int]) -> bool:
+    """Whether views are faster one by one: on the CPU, and worth more than the calls they take.
+
+    Steps of a batch run on all threads, those of one image only from ``LARGE`` on.
+    """
+    side = MEDIUM if torch.get_num_threads() == 1 else LARGE
+    return device.type == "cpu" and min(size) >= side
 
 
 def _layout(images: Images) -> torch.memory_format:
@@ -89,8 +93,7 @@ def _layout(images: Images) -> torch.memory_format:
 
 def _one_by_one(draws: Draws, images: Images, size: tuple[int, int]) -> Tensor:
     """One view after the other."""
-    channels = images.shape[1] if isinstance(images, Tensor) else images[0].shape[0]
-    out = torch.empty(len(images), channels, *size, device="cpu", dtype=torch.float32)
+    out = _empty(images, size)
     rows = zip(*(column.tolist() for column in vars(draws).values()), strict=True)
     for image, row, view in zip(images, rows, out, strict=True):
         box, flip, jitter, order, factors, greyscale, blur, sigma, solarize = row
@@ -112,20 +115,33 @@ def _at_once(draws: Draws, images: Images, size: tuple[int, int]) -> Tensor:
     """The views of a batch, step by step, each for those images that it was drawn for."""
     names, tensors = zip(*_steps(draws), strict=True)
     there = iter(send([part for own in tensors for part in own], place(images)))
-    boxes, flip = next(there), next(there)
-    if isinstance(images, Tensor):
-        x = pixels.crop(pixels.as_unit_float(images), boxes, size, flip)
-    else:
-        views = [
-            pixels.crop(pixels.as_unit_float(image[None]), boxes[i : i + 1], size, flip[i : i + 1])
-            for i, image in enumerate(images)
-        ]
-        x = torch.cat(views)
+    x = _cropped(images, next(there), size, next(there))
     for name, own in zip(names[1:], tensors[1:], strict=True):
         index, *parameters = (next(there) for _ in own)
         if len(index):
             x[index] = getattr(pixels, name)(x[index], *parameters)
     return x
+
+
+def _cropped(images: Images, boxes: Tensor, size: tuple[int, int], flip: Tensor) -> Tensor:
+    on_host = boxes.device.type == "cpu"
+    if isinstance(images, Tensor) and not (on_host and max(*images.shape[2:], *size) > SMALL):
+        return pixels.crop(pixels.as_unit_float(images), boxes, size, flip)
+    out, turned = _empty(images, size), flip.tolist() if on_host else []
+    for i, (image, view) in enumerate(zip(images, out, strict=True)):
+        if on_host:
+            cut = pixels.crop_one(image, boxes[i].tolist(), size)
+            view.copy_(cut.flip(-1) if turned[i] else cut)
+        else:
+            whole = pixels.as_unit_float(image[None])
+            view.copy_(pixels.crop(whole, boxes[i : i + 1], size, flip[i : i + 1])[0])
+    return out
+
+
+def _empty(images: Images, size: tuple[int, int]) -> Tensor:
+    channels = images.shape[1] if isinstance(images, Tensor) else images[0].shape[0]
+    shape = (len(images), channels, *size)
+    return torch.empty(shape, dtype=torch.float32, device=place(images))
 
 
 def _steps(draws: Draws) -> Iterator[tuple[str, tuple[Tensor, ...]]]:

@@ -6,6 +6,7 @@ come in two forms: of one image, and of a batch.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ def as_unit_float(images: Tensor) -> Tensor:
     return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
 
 
-def crop_one(image: Tensor, box: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:
+def crop_one(image: Tensor, box: Sequence[int], size: tuple[int, int]) -> Tensor:
     """Cut a box (top, left, height, width) out of an image (C, H, W), and resize it to ``size``.
 
     Bicubic with antialiasing, clipped to [0, 1]; equal to torchvision's ``resized_crop``. Bytes are

@@ -29,7 +29,7 @@ from torchvision.transforms import v2
 
 import byol_wrap
 from byol_wrap import VIEW1, VIEW2, RandomView, Recipe, kornia_view
-from byol_wrap.views import Draws, apply, draw, normalization, pixels
+from byol_wrap.views import Draws, apply, applying, draw, normalization, pixels
 
 # Side of the images, side of the views, images.
 SIZES = {
@@ -96,7 +96,7 @@ def functions(images: Tensor) -> dict[str, tuple[Callable[[], Any], Callable[[],
     def ours(name: str, *own: Tensor) -> Callable[[], Any]:
         """As ``applying`` takes it: of a small batch at once, of larger images one by one."""
         step = getattr(pixels, name)
-        if side <= 64:
+        if side < applying.MEDIUM:
             return lambda: step(images, *own)
         rows = list(zip(*(part.tolist() for part in own), strict=True)) or [()] * count
         if name == "blur":
