@@ -89,7 +89,7 @@ def brightness(images: Tensor, factors: Factors) -> Tensor:
 
 def contrast(images: Tensor, factors: Factors) -> Tensor:
     """Mix each image with the mean of its grey values."""
-    mean = _luma(images).mean((1, 2, 3), keepdim=True)
+    mean = _luma(images.mean((2, 3), keepdim=True))
     return torch.lerp(mean, images, _each(factors)).clamp_(0, 1)
 
 

@@ -94,14 +94,12 @@ def functions(images: Tensor) -> dict[str, tuple[Callable[[], Any], Callable[[],
     weights, taps = torch.tensor([0.2989, 0.5870, 0.1140]), side // 10 | 1
 
     def ours(name: str, *own: Tensor) -> Callable[[], Any]:
-        """As ``applying`` takes it: of a small batch at once, of larger images one by one."""
-        step = getattr(pixels, name)
-        if side < applying.MEDIUM:
-            return lambda: step(images, *own)
-        rows = list(zip(*(part.tolist() for part in own), strict=True)) or [()] * count
-        if name == "blur":
-            return lambda: [pixels.blur_one(x, *row) for x, row in zip(images, rows, strict=True)]
-        return lambda: [step(x[None], *row)[0] for x, row in zip(images, rows, strict=True)]
+        """Of the batch at once, as kornia's; the blur of larger images one by one, as it is."""
+        if name == "blur" and side >= applying.MEDIUM:
+            return lambda: [
+                pixels.blur_one(*row) for row in zip(images, sigmas.tolist(), strict=True)
+            ]
+        return lambda: getattr(pixels, name)(images, *own)
 
     return {
         "brightness": (
