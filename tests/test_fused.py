@@ -11,6 +11,7 @@ from typing import Any
 import fused_errors
 import pytest
 import torch
+from devices import CUDA
 
 from byol_wrap.views import applying
 
@@ -18,9 +19,9 @@ if find_spec("triton") is None:
     pytest.skip("needs Triton", allow_module_level=True)
 
 
-@pytest.fixture(scope="module")
-def errors() -> dict[str, float]:
-    if torch.cuda.is_available():
+@pytest.fixture(scope="module", params=["interpreter", CUDA])
+def errors(request: pytest.FixtureRequest) -> dict[str, float]:
+    if request.param == "cuda":
         return fused_errors.errors("cuda")
     command = [sys.executable, "-W", "ignore", fused_errors.__file__, "cpu"]
     path = os.pathsep.join([str(Path(applying.__file__).parents[2]), *sys.path])
