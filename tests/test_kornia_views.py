@@ -99,6 +99,8 @@ def test_one_image_is_a_batch_of_one_or_keeps_its_dimensions():
     assert RandomView(VIEW1, 32)(images()[0]).shape == (1, 3, 32, 32)
     assert RandomView(VIEW1, 32, keepdim=True)(images()[0]).shape == (3, 32, 32)
     assert RandomView(VIEW1, 32, keepdim=True)(images()[:1]).shape == (1, 3, 32, 32)
+    assert RandomView(VIEW1, 32, keepdim=True)(images()[0, 0]).shape == (32, 32)
+    assert RandomView(VIEW1, 32)(images()[0, 0]).shape == (1, 1, 32, 32)
     assert RandomView(VIEW1, 32)(images()[:0]).shape == (0, 3, 32, 32)
 
 

@@ -24,11 +24,11 @@ class RandomView(GeometricAugmentationBase2D):
         size: side, or (height, width), in pixels of what comes out; None keeps the size of what
             goes in.
         same_on_batch: whether one draw is for all images of a batch.
-        keepdim: whether one image (C, H, W) gives (C, h, w) and not a batch of one.
+        keepdim: whether one image (C, H, W) or (H, W) keeps its dimensions.
 
     Shape:
-        (B, C, H, W), (C, H, W) or a list of (C, H, W) of any sizes; a list needs ``size`` where
-        they differ. Each image is cropped from its full size.
+        (B, C, H, W), (C, H, W), (H, W) or a list of (C, H, W) of any sizes; a list needs ``size``
+        where they differ. Each image is cropped from its full size.
 
     Example:
         >>> import torch
@@ -62,12 +62,16 @@ class RandomView(GeometricAugmentationBase2D):
         self, input: Images, params: dict[str, Tensor] | None = None, **kwargs: Any
     ) -> Tensor:
         """One view of each image; with ``params`` one that was drawn before."""
-        images = input[None] if isinstance(input, Tensor) and input.ndim == 3 else input
+        images = input
+        if isinstance(input, Tensor) and input.ndim < 4:
+            images = input[(None,) * (4 - input.ndim)]
         if params is None:
             params = self._drawn_for(images)
         params, flags = self._process_kwargs_to_params_and_flags(params, self.flags, **kwargs)
         view = apply(Draws.of(params), images, flags["size"] or _common_size(images))
-        return view[0] if self.keepdim and isinstance(input, Tensor) and input.ndim == 3 else view
+        if isinstance(input, Tensor):
+            view = self.transform_output_tensor(view, tuple(input.shape))
+        return view
 
     def _drawn_for(self, images: Images) -> dict[str, Tensor]:
         if isinstance(images, Tensor):
