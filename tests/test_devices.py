@@ -230,11 +230,16 @@ def test_a_learner_is_saved_whole_and_loaded_on_another_device(name: str) -> Non
 # Devices that a learner cannot be on, or only in part
 
 
-def test_a_net_without_values_is_refused() -> None:
-    with torch.device("meta"):
-        net = conv_net(4)
-    with pytest.raises(ValueError, match=r"net is on the meta device.*to_empty"):
-        BYOL(net, 32)
+@pytest.mark.parametrize("last", [nn.Identity, nn.ReLU])
+def test_a_net_without_values_is_read_as_with_them(last: type[nn.Module]) -> None:
+    nets = [nn.Sequential(*conv_net(6, classes=5), last()) for _ in range(2)]
+    with_values, without = (BYOL(net, 32) for net in (nets[0], nets[1].to("meta")))
+    assert without.representation == with_values.representation
+    state = without.state_dict()
+    assert all(value.is_meta for value in state.values())
+    assert {n: v.shape for n, v in state.items()} == {
+        n: v.shape for n, v in with_values.state_dict().items()
+    }
 
 
 @pytest.fixture
