@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from fake_cuda_step import Elsewhere, move
-from methods import METHODS, WITH_TARGET, make
+from methods import METHODS, PAPERS, WITH_TARGET, make
 from nets import conv_net
 from torch import Tensor, nn
 
@@ -231,15 +231,17 @@ def test_a_learner_is_saved_whole_and_loaded_on_another_device(name: str) -> Non
 
 
 @pytest.mark.parametrize("last", [nn.Identity, nn.ReLU])
-def test_a_net_without_values_is_read_as_with_them(last: type[nn.Module]) -> None:
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_net_without_values_is_read_as_with_them_and_filled(
+    name: str, last: type[nn.Module]
+) -> None:
     nets = [nn.Sequential(*conv_net(6, classes=5), last()) for _ in range(2)]
-    with_values, without = (BYOL(net, 32) for net in (nets[0], nets[1].to("meta")))
-    assert without.representation == with_values.representation
-    state = without.state_dict()
-    assert all(value.is_meta for value in state.values())
-    assert {n: v.shape for n, v in state.items()} == {
-        n: v.shape for n, v in with_values.state_dict().items()
-    }
+    full, empty = (make(name, net=net) for net in (nets[0], nets[1].to("meta")))
+    assert empty.representation == full.representation
+    assert all(value.is_meta for value in empty.state_dict().values())
+    empty.to_empty(device="cpu").load_state_dict(full.state_dict())
+    images = torch.rand(4, 3, 32, 32)
+    assert torch.equal(empty.embed(images), full.embed(images))
 
 
 @pytest.fixture
