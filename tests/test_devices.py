@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fake_cuda_step import Elsewhere, move
+from fake_cuda_step import Elsewhere, move, plays_a_gpu
 from methods import METHODS, PAPERS, WITH_TARGET, make
 from nets import conv_net
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ def there_is(name: str, device: torch.device, **options: Any) -> tuple[Learner, 
 # What the host waits for
 
 
+@plays_a_gpu
 @pytest.mark.parametrize("name", METHODS)
 def test_from_the_eleventh_batch_a_step_waits_for_nothing(name: str) -> None:
     with Elsewhere("cuda:1") as there:
@@ -49,6 +50,7 @@ def test_from_the_eleventh_batch_a_step_waits_for_nothing(name: str) -> None:
     assert not any(waits[CHECKED:])
 
 
+@plays_a_gpu
 def test_uint8_has_no_values_to_check_and_does_not_use_up_the_checks() -> None:
     with Elsewhere() as there:
         gate, view = Gate(), torch.empty(8, 3, 32, 32, device=there.device)
@@ -59,6 +61,7 @@ def test_uint8_has_no_values_to_check_and_does_not_use_up_the_checks() -> None:
         assert there.waits
 
 
+@plays_a_gpu
 def test_the_look_at_the_features_is_recorded_where_they_are() -> None:
     with Elsewhere("cuda:1") as there:
         learner, view = there_is("BYOL", there.device)
@@ -83,6 +86,7 @@ class Fused(torch.optim.Optimizer):
         assert self.found_inf is not None  # type: ignore[attr-defined]
 
 
+@plays_a_gpu
 @pytest.mark.parametrize(("name", "total_steps"), [("BYOL", None), ("BYOL", 9), ("SimSiam", None)])
 def test_a_fused_optimizer_under_a_scaler_is_not_waited_for(
     name: str, total_steps: int | None
@@ -161,6 +165,7 @@ def test_only_cuda_is_copied_to_without_a_wait(
     assert copies == [device == "cuda:1"] * 2
 
 
+@plays_a_gpu
 def test_health_needs_no_kernel_that_mps_lacks() -> None:
     with Elsewhere("mps") as there:
         outputs = Outputs(*(torch.empty(8, 6, device=there.device) for _ in range(3)))
@@ -283,6 +288,7 @@ def test_where_parameters_cannot_be_moved_in_place_heads_need_a_size(lazy: str) 
 # CUDA graphs
 
 
+@plays_a_gpu
 def test_a_cuda_graph_is_refused_before_anything_is_changed() -> None:
     with Elsewhere() as there:
         learner, view = there_is("BYOL", there.device)
