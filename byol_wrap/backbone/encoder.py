@@ -148,7 +148,7 @@ def check_net(net: nn.Module) -> None:
     Raises:
         TypeError: not a module, or one that cannot be read: a DDP or DataParallel wrapper, a
             compiled module, one with lazy parameters that have no size yet.
-        ValueError: nothing in it can be trained, or it has no values.
+        ValueError: nothing in it can be trained.
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"net should be an nn.Module, got {type(net).__name__}.")
@@ -169,12 +169,7 @@ def check_net(net: nn.Module) -> None:
             "net has lazy parameters that have no size yet: run one batch through it before "
             "wrapping it."
         )
-    if float_parameter(net).is_meta:
-        raise ValueError(
-            "net is on the meta device, where weights have no values: give it some before wrapping "
-            "it, net.to_empty(device=...) and then its weights, or build it outside of "
-            "torch.device('meta')."
-        )
+    float_parameter(net)
 
 
 def copy_net(net: nn.Module) -> nn.Module:
@@ -207,11 +202,12 @@ def probe(
 
     Training flags, buffers and the random state are afterwards what they were; parameters are left
     frozen, as those of a target network are. See ``find_representation``. Where tensors have no
-    address to tell them by, as on XLA, a copy is run on the host.
+    address to tell them by, as on XLA or a meta device, a copy is run on the host.
     """
     if not _has_address(sample):
         freeze(net)
-        net, sample = copy_net(net).to("cpu"), sample.cpu()
+        net = on_host(net)
+        sample = sample.new_zeros(sample.shape, device="cpu") if sample.is_meta else sample.cpu()
     devices = [sample.device] if sample.device.type == "cuda" else []
     buffers = [
         (module, name, buffer, buffer.clone())
@@ -230,6 +226,18 @@ def probe(
             with torch.no_grad():
                 for module, name, buffer, before in buffers:
                     setattr(module, name, buffer.copy_(before))
+
+
+def on_host(net: nn.Module) -> nn.Module:
+    """A copy of a net on the host; where it has no values, with zeros."""
+    copied = copy_net(net)
+    if not float_parameter(net).is_meta:
+        return copied.to("cpu")
+    copied.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in (*copied.parameters(), *copied.buffers()):
+            tensor.zero_()
+    return copied
 
 
 def _has_address(x: Tensor) -> bool:

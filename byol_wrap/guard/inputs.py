@@ -18,7 +18,7 @@ def check_not_captured(device: torch.device) -> None:
         raise RuntimeError(
             "A learner's step cannot be captured in a CUDA graph: crops, colours and tau come from "
             "the host, so each replay would repeat those of this step. Use torch.compile(learner), "
-            "which leaves them outside of its graphs, mode='reduce-overhead' included."
+            "which leaves them outside of its graphs."
         )
 
 
