@@ -105,8 +105,10 @@ def dense_heads(net: Library) -> list[Expert]:
         head("UperNetForSemanticSegmentation", "UperNet", "backbone>mean@feature_maps@-1",
              backbone_config=convnext, hidden_size=16, auxiliary_in_channels=24,
              auxiliary_channels=16),
-        head("MobileViTForSemanticSegmentation", "MobileViT", f"mobilevit>mean{LAST}", **mobile),
-        head("MobileNetV2ForSemanticSegmentation", "MobileNetV2", f"mobilenet_v2>mean{LAST}",
+        head("MobileViTForSemanticSegmentation", "MobileViT", f"mobilevit>mean{LAST} | "
+             "segmentation_head.aspp>mean | segmentation_head.classifier<mean", **mobile),
+        head("MobileNetV2ForSemanticSegmentation", "MobileNetV2", f"mobilenet_v2>mean{LAST} | "
+             "segmentation_head.conv_projection>mean | segmentation_head.classifier<mean",
              depth_multiplier=0.35, image_size=64),
         head("BeitForSemanticSegmentation", "Beit",
              f"beit>token{LAST} | beit>tokens{LAST} | beit>skip1{LAST}", 32, **{**SMALL,
