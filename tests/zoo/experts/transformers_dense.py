@@ -133,8 +133,8 @@ def dense_heads(net: Library) -> list[Expert]:
              **SWIN, encoder_stride=8),
         head("ViTMAEForPreTraining", "ViTMAE",
              f"vit>token{LAST} | vit>tokens{LAST} | vit>skip1{LAST}", 32, **mae),
-        head("BeitForMaskedImageModeling", "Beit", f"beit>token{LAST} | beit>tokens{LAST}", 32,
-             **SMALL, vocab_size=64),
+        head("BeitForMaskedImageModeling", "Beit", f"beit>token{LAST} | beit>tokens{LAST} | "
+             "layernorm>token | layernorm>tokens | layernorm>skip1", 32, **SMALL, vocab_size=64),
         head("DetrForObjectDetection", "Detr",
              "model.backbone.model>mean@feature_maps@-1 | model.encoder>tokens@last_hidden_state",
              **detr),
