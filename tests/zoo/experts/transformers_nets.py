@@ -121,7 +121,7 @@ def models(net: Library) -> list[Expert]:
               if k != "intermediate_size"}, mlp_ratio=2),
         model("GLPNModel", ">mean@last_hidden_state", 64, depths=[1] * 4, hidden_sizes=[8, 16, 24,
               32], num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=8),
-        model("CvtModel", f"{TOKEN} | >token@cls_token_value", 64, embed_dim=[8, 16, 32],
+        model("CvtModel", ">token@cls_token_value", 64, embed_dim=[8, 16, 32],
               num_heads=[1, 1, 2], depth=[1, 2, 3]),
         model("PoolFormerModel", ">mean@last_hidden_state", 64, depths=[1] * 4,
               hidden_sizes=[8, 16, 24, 32]),
