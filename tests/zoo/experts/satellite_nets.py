@@ -37,8 +37,6 @@ def nets() -> list[Expert]:
             encoder_weights=None), pair, "encoder>mean@-1 | refuse"),
         net("ChangeStar (two dates)", partial(geo.ChangeStarFarSeg, "resnet18",
             backbone_pretrained=False), pair, "refuse"),
-        net("L-TAE (series)", partial(geo.LTAE, in_channels=16, n_head=2, d_k=4,
-            n_neurons=(16, 8), d_model=16), (24, 16), ">"),
         net("ConvLSTM (series)", partial(geo.ConvLSTM, 3, 8, (3, 3), 1), series,
             ">mean@1@-1@0 | refuse"),
         net("RCF, without parameters", partial(geo.RCF, in_channels=3, features=16), 32, "refuse"),
