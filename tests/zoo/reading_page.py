@@ -36,7 +36,7 @@ def page(rows: list[Row]) -> str:
     lines = [
         "# Where nets are read",
         "",
-        "`pip install -e '.[test,zoo]' && pytest -m slow tests/zoo/test_reading.py` writes this",
+        "`pip install -e '.[test,zoo]' && pytest -m slow tests/zoo/test_experts.py` writes this",
         "page, and so does `python tests/zoo/reading.py rows.jsonl`, run again with `--page`. For",
         "each net `experts/` says which value an expert would read, written down before a rule was",
         "run. The net is wrapped with its image size alone (clips, series and tables with nothing,",
