@@ -51,7 +51,7 @@ def speech() -> list[Expert]:
         net("ECAPA-TDNN", partial(ECAPA_TDNN, 16, lin_neurons=24, **ecapa), (30, 16),
             "fc> | > | asp_bn> | asp>"),
         net("x-vector", partial(Xvector, in_channels=16, tdnn_blocks=3, lin_neurons=20,
-            tdnn_dilations=[1, 1, 1], **tdnn), (30, 16), ">"),
+            tdnn_dilations=[1, 1, 1], **tdnn), (30, 16), "> | blocks.9>"),
         net("SEANet's encoder", partial(SEANetEncoder, channels=1, dimension=16, n_filters=4,
             n_residual_layers=1, ratios=[4, 2], lstm=1), (1, 800), ">mean"),
         net("TCN of pytorch-tcn", partial(TCN, 4, [8, 16], causal=True), (4, 32), ">mean | refuse"),
