@@ -10,7 +10,7 @@ import reading
 import torch
 from experts.answer import Answer, Expert
 from experts.catalogue import LIBRARIES, catalogue
-from nets import Function, conv_net
+from nets import conv_net
 from reading_page import PAGE, outcome, page
 from torch import nn
 
@@ -55,17 +55,13 @@ def test_the_judge_compares_numbers(
     assert row["fine"] == (expected == "right")
 
 
-def other_in_training(net: Any, x: torch.Tensor) -> torch.Tensor:
-    return net.fc(net.one(x) if net.training else net.other(x))
+def test_the_judge_looks_at_training_mode_too() -> None:
+    def dropping() -> nn.Module:
+        return nn.Sequential(conv_net(), nn.Dropout(0.5), nn.Linear(8, 5))
 
-
-def test_the_judge_looks_at_training_mode() -> None:
-    def make() -> nn.Module:
-        parts = {"one": conv_net(), "other": conv_net(), "fc": nn.Linear(8, 5)}
-        return Function(other_in_training, **parts)
-
-    wrap = partial(reading.WRAP, hidden_layer="one")
-    assert reading.attempt(expert("one>", make=make), wrap)["outcome"] != "right"
+    assert reading.attempt(expert("2<", make=dropping))["outcome"] == "right"
+    row = reading.attempt(expert("0>", make=dropping))
+    assert (row["outcome"], row["wrong"]) == ("silent", ["training"])
 
 
 def test_errors_are_judged_by_what_they_say() -> None:
