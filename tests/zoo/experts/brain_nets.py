@@ -24,7 +24,7 @@ def nets() -> list[Expert]:
         eeg("EEGNet", WIDE),
         eeg("ShallowFBCSPNet", WIDE),
         eeg("Deep4Net", WIDE, 1000),
-        eeg("EEGConformer"),
+        eeg("EEGConformer", "final_layer< | transformer>flat | transformer>tokens"),
         eeg("ATCNet", f"{heads} | refuse", 1000),
         eeg("TIDNet", "final_layer.0<"),
         eeg("EEGInceptionERP", "final_layer.fc<"),
