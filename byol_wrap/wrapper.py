@@ -16,11 +16,17 @@ from byol_wrap.backbone.encoder import (
     probe,
 )
 from byol_wrap.backbone.finding import check_pool, layer_name
-from byol_wrap.backbone.modes import eval_mode, outside_graph
+from byol_wrap.backbone.modes import eval_mode, is_recorded, outside_graph
 from byol_wrap.backbone.reading import Pool, Representation
 from byol_wrap.guard.checkpoint import Checkpointed
 from byol_wrap.guard.gate import Gate
-from byol_wrap.guard.inputs import check_more_than_one, check_not_captured
+from byol_wrap.guard.inputs import (
+    check_channels,
+    check_known,
+    check_more_than_one,
+    check_not_captured,
+    plain_integer,
+)
 from byol_wrap.guard.watch import Watch
 from byol_wrap.target import Target, at_least_float32
 from byol_wrap.views import Augment, Recipe, Views, as_pair, is_random_view, normalization
@@ -59,9 +65,8 @@ class Wrapper(Checkpointed):
                 f"net is a learner already: wrap the net in it, {type(self).__name__}(learner.net)."
             )
         check_net(net)
-        if channels is not None and (not isinstance(channels, int) or channels < 1):
-            raise ValueError(f"channels should be a positive integer or None, got {channels!r}.")
-        self.channels = first_channels(net) if channels is None else channels
+        hidden_layer = plain_integer(hidden_layer)
+        self.channels = first_channels(net) if channels is None else check_channels(channels)
         self._hidden_layer = None if hidden_layer is None else layer_name(net, hidden_layer)
         self._pool = check_pool(pool)
         size = None if image_size is None else as_pair(image_size)
@@ -158,8 +163,8 @@ class Wrapper(Checkpointed):
         if self.training:
             check_more_than_one(images, type(self).__name__)
         view1, view2 = self._views(images) if view2 is None else (images, view2)
-        if self.training and torch.is_grad_enabled():
-            self._gate.trained_on(fed, images)
+        if torch.is_grad_enabled():
+            self._gate.trained_on(fed, images, in_eval_mode=not self.training)
         if fed == "images":
             self._gate.views(view1, self._views.normalize is not None, self._watch.warn)
         if self.representation is None:
@@ -171,10 +176,15 @@ class Wrapper(Checkpointed):
         self, images: Tensor, *, prepared: bool | None = None, trains_heads: bool = False
     ) -> Tensor:
         """What they are used on: the same, but for the augmentation."""
-        if self._gate.as_it_is(images, self._watch.warn) if prepared is None else prepared:
+        if prepared is None:
+            prepared = self._gate.as_it_is(images, self._watch.warn)
+        if is_recorded():
+            check_known(self.representation)
+        elif prepared:
             self._gate.batch(images, self._place())
         else:
             self._check_images(images)
+        if not prepared:
             images = self._views.normalized(images)
         if trains_heads:
             check_more_than_one(images, type(self).__name__)
@@ -213,8 +223,7 @@ class Wrapper(Checkpointed):
         """Build before there are images; a guess of their channels that fails is mended."""
 
         def build() -> None:
-            noise = torch.rand(2, self.channels, *size, generator=torch.Generator())
-            self._build(noise.to(float_parameter(self.net).device))
+            self._build(noise(2, self.channels, *size).to(float_parameter(self.net).device))
 
         try:
             build()
@@ -272,3 +281,9 @@ class Wrapper(Checkpointed):
             self.target.share(self.online, self.target.behind)  # which were moved one by one
         self._watch.forget_batch()
         return self
+
+
+def noise(*shape: int) -> Tensor:
+    """Numbers in [0, 1), always the same, whatever the default dtype and device are."""
+    drawn = torch.Generator("cpu")
+    return torch.rand(shape, generator=drawn, dtype=torch.float32, device="cpu")

@@ -89,6 +89,20 @@ def test_own_views_that_are_images_are_not_normalised_again() -> None:
     assert as_images.shape == as_fed.shape
 
 
+def test_own_views_count_in_eval_mode_until_there_is_training() -> None:
+    torch.manual_seed(0)
+    learner = BYOL(conv_net(6), 16, **SMALL)
+    batch = torch.rand(4, 3, 16, 16)
+    learner.eval()
+    step(learner, batch, batch.flip(-1))
+    assert torch.equal(learner.embed(batch), learner.embed(batch, prepared=True))
+    step(learner.train(), batch)
+    with torch.no_grad():
+        learner(batch, batch)
+    learner.eval()(batch, batch)  # a validation
+    assert torch.equal(learner.embed(batch), learner.embed(batch, prepared=False))
+
+
 def test_images_stay_normalised() -> None:
     torch.manual_seed(0)
     learner = BYOL(conv_net(6), 16, **SMALL)

@@ -108,8 +108,8 @@ class Checkpointed(nn.Module):
         if size is not None:
             self._size_heads(size)
         state_dict |= {prefix + name: value for name, value in self._not_loaded(given).items()}
-        self._state_is_loaded()
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self._state_is_loaded()
 
     def _check_fits(self, given: Mapping[str, Any], *, names: bool) -> None:
         own: dict[str, Any] = {}

@@ -29,6 +29,7 @@ class Gate:
         self._flat = 0  # views in a row without a picture
         self._looks = 0
         self._fed: dict[str, bool] = {}  # kinds, the latest last, and whether they were floats
+        self._fed_in_training = False
 
     def images(
         self,
@@ -97,8 +98,16 @@ class Gate:
             )
         return True
 
-    def trained_on(self, kind: str, batch: Tensor) -> None:
-        """Remember what a training step was fed: "images", or "views" as they are."""
+    def trained_on(self, kind: str, batch: Tensor, *, in_eval_mode: bool) -> None:
+        """Remember what a loss with gradient was fed: "images", or "views" as they are.
+
+        In eval mode it may be a validation, and counts until there is one of training.
+        """
+        if in_eval_mode and self._fed_in_training:
+            return
+        if not in_eval_mode and not self._fed_in_training:
+            self._fed_in_training = True
+            self._fed.clear()
         self._fed.pop(kind, None)
         self._fed[kind] = batch.is_floating_point()
 
