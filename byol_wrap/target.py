@@ -14,7 +14,8 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from byol_wrap.backbone.encoder import Encoder, copy_net, freeze
+from byol_wrap.backbone.copying import copy_net
+from byol_wrap.backbone.encoder import Encoder, freeze
 
 
 class Target(Encoder):

@@ -20,7 +20,7 @@ ALLOWED = {
     "following": {"target", "wrapper"},
     "learner": {"backbone", "evaluation", "following", "guard", "views"},
     "methods": {"learner", "views"},
-    "__init__": {"evaluation", "learner", "methods", "target", "training", "views"},
+    "__init__": {"backbone", "evaluation", "learner", "methods", "target", "training", "views"},
 }
 
 

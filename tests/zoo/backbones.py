@@ -72,7 +72,7 @@ def torchvision_zoo() -> list[Backbone]:
     ]
     plain = {"weights": None, "weights_backbone": None}
     zoo += [
-        Backbone("fcn_resnet50", partial(segmentation.fcn_resnet50, **plain), 64, lambda _: 21),
+        Backbone("fcn_resnet50", partial(segmentation.fcn_resnet50, **plain), 64, lambda _: 2048),
         Backbone(
             "deeplabv3_mobilenet_v3_large, hidden_layer='backbone'",
             partial(segmentation.deeplabv3_mobilenet_v3_large, **plain),
@@ -84,7 +84,7 @@ def torchvision_zoo() -> list[Backbone]:
             "resnet18 with FPN",
             partial(resnet_fpn_backbone, backbone_name="resnet18", weights=None),
             64,
-            lambda net: net.out_channels,
+            lambda _: 512,  # the body's deepest map, not the fused levels
         ),
         Backbone("r3d_18 (video)", video.r3d_18, None, last_linear, views=clip),
         Backbone("quantization.mobilenet_v2", quantization.mobilenet_v2, 64, last_linear),
