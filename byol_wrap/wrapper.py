@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from byol_wrap.backbone.channels import channels_of, on_noise, possible_channels
-from byol_wrap.backbone.copying import copy_net, probe
 from byol_wrap.backbone.encoder import Encoder, check_net, float_parameter
 from byol_wrap.backbone.finding import check_pool, layer_name
 from byol_wrap.backbone.modes import eval_mode, outside_graph
+from byol_wrap.backbone.probing import probe
 from byol_wrap.backbone.reading import Pool, Representation
 from byol_wrap.guard.checkpoint import Checkpointed
 from byol_wrap.guard.gate import Gate
@@ -214,8 +214,8 @@ class Wrapper(Checkpointed):
     @torch.inference_mode(False)
     def _build(self, sample: Tensor) -> None:
         """Find the representation on ``sample``, an input of the net, and size the heads for it."""
-        copied = self.target.net if self.has_target else copy_net(self.net)
-        found = probe(copied, sample, self._hidden_layer, self._pool, self.net)
+        copied = self.target.net if self.has_target else None
+        found = probe(self.net, sample, self._hidden_layer, self._pool, copied)
         if found.doubt:
             self._watch.warn("reading", found.doubt)
         self._size_heads(found.representation.size)

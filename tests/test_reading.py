@@ -3,6 +3,8 @@
 import copy
 import warnings
 from collections.abc import Callable
+from functools import partial
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -594,3 +596,116 @@ def test_candidates_leave_the_net_alone_and_say_where_it_is_refused() -> None:
     assert representation_candidates(detached, 16).representation is None
     with pytest.raises(ValueError, match="cannot take a batch"):
         representation_candidates(nn.Sequential(nn.Flatten(), nn.Linear(7, 3)), 16)
+
+
+# The copy depends on nothing of the net's
+
+
+def closed_over() -> nn.Module:
+    """A forward that was patched with a function that holds the old one."""
+    net = conv_net(12, classes=5)
+    old = net.forward
+    net.forward = lambda x: 2 * old(x)
+    return net
+
+
+def keeps_a_map() -> nn.Module:
+    """One that keeps what a layer of the net gives."""
+    net = with_fc(lambda net, x: net.fc(net.body(x)))
+    maps: list[Tensor] = []
+
+    def forward(x: Tensor) -> Tensor:
+        maps.append(net.body[:4](x).detach())
+        return net.function(net, x)
+
+    net.forward = forward
+    return net
+
+
+def hooked_over_itself() -> nn.Module:
+    net = with_fc(lambda net, x: net.body(x))
+    net.body.register_forward_hook(lambda layer, args, out: net.fc(out))
+    return net
+
+
+def by_its_weight() -> nn.Module:
+    net = conv_net(12)
+    weight = nn.Parameter(torch.randn(5, 12))
+    net.weight = weight
+    net.register_forward_hook(lambda layer, args, out: F.linear(out, weight))
+    return net
+
+
+def frozen() -> nn.Module:
+    """No graph leads to it: a constant."""
+    return closed_over().requires_grad_(False)
+
+
+@pytest.mark.parametrize("image_size", [32, None])
+@pytest.mark.parametrize(
+    "build", [closed_over, keeps_a_map, hooked_over_itself, by_its_weight, frozen]
+)
+def test_a_copy_that_still_runs_the_net_is_refused(build: Any, image_size: int | None) -> None:
+    net = build()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    flags = [p.requires_grad for p in net.parameters()]
+    views = torch.rand(2, 4, 3, 32, 32)
+    with pytest.raises(RuntimeError, match=r"would still run net's own .*types.MethodType"):
+        wrap(net, image_size)(*views)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert [p.requires_grad for p in net.parameters()] == flags
+    assert not torch.nn.modules.module._global_forward_pre_hooks
+
+
+@pytest.mark.parametrize("build", [closed_over, keeps_a_map, hooked_over_itself])
+def test_a_method_without_a_target_takes_such_a_net(build: Any) -> None:
+    net = build()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    learner = SimCLR(net, 32, projection_size=8)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert learner.representation is not None
+    assert learner.representation.size == 12
+    learner(torch.rand(4, 3, 32, 32)).backward()
+    assert next(net.parameters()).grad is not None
+
+
+def as_a_method() -> nn.Module:
+    net = conv_net(12, classes=5)
+    net.forward = MethodType(lambda self, x: self[8](self[:8](x)), net)
+    return net
+
+
+def as_a_partial() -> nn.Module:
+    net = conv_net(12, classes=5)
+    net.forward = partial(nn.Sequential.forward, net)
+    return net
+
+
+def hook_of_its_own() -> nn.Module:
+    net = conv_net(12, classes=5)
+    net[7].register_forward_hook(lambda layer, args, out: 2 * out)
+    return net
+
+
+@pytest.mark.parametrize("build", [as_a_method, as_a_partial, hook_of_its_own])
+def test_a_patch_that_is_copied_with_the_net_is_taken(build: Any) -> None:
+    learner = wrap(build())
+    for twin in (learner, copy.deepcopy(learner)):
+        twin(torch.rand(4, 3, 32, 32)).backward()
+        images = torch.rand(2, 3, 32, 32)
+        expected = twin.eval().target.project(images)
+        for parameter in twin.net.parameters():
+            parameter.data.zero_()
+        assert torch.equal(twin.target.project(images), expected)
+
+
+def test_a_copy_that_shares_what_it_should_copy_is_refused() -> None:
+    class Sharing(nn.Sequential):
+        def __deepcopy__(self, memo: dict[int, Any]) -> "Sharing":
+            return Sharing(self[0], copy.deepcopy(self[1], memo))
+
+    net = Sharing(conv_net(12), nn.Linear(12, 5))
+    with pytest.raises(RuntimeError, match=r"shares '0.0.weight' with it"):
+        wrap(net)
+    assert all(p.requires_grad for p in net.parameters())
+    assert SimCLR(net, 32, projection_size=8).representation is not None

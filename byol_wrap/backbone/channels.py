@@ -6,8 +6,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from byol_wrap.backbone.copying import copy_net, takes
+from byol_wrap.backbone.copying import copy_net
 from byol_wrap.backbone.encoder import float_parameter
+from byol_wrap.backbone.probing import takes
 
 MOST_GUESSES = 8
 T = TypeVar("T")

@@ -67,6 +67,7 @@ class Graph:
         self.leaves: list[int] = []
         self._behind: dict[Any, int] = {}
         self._users: dict[Any, list[Any]] = {}
+        self._ids: set[int] = set()
         for node in in_order([place[0] for value in values if (place := edge(value))]):
             self._behind[node] = self._own_bit(node)
             for parent, _ in parents(node):
@@ -87,7 +88,12 @@ class Graph:
         if variable is None:
             return 0
         self.leaves.append(id(variable))
+        self._ids.add(id(variable))
         return 1 << len(self.leaves)
+
+    def has_leaf(self, tensor: Tensor) -> bool:
+        """Whether any of the values depends on a tensor."""
+        return id(tensor) in self._ids
 
     def bits(self, place: Edge | None) -> int:
         """The leaves that a value depends on, a bit each."""

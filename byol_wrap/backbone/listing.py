@@ -4,8 +4,9 @@ from torch import Tensor, nn
 
 from byol_wrap.backbone.candidates import Candidates
 from byol_wrap.backbone.channels import on_noise, possible_channels
-from byol_wrap.backbone.copying import copy_net, list_candidates
+from byol_wrap.backbone.copying import copy_net
 from byol_wrap.backbone.encoder import check_net
+from byol_wrap.backbone.probing import list_candidates
 
 
 def representation_candidates(
