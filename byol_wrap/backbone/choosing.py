@@ -1,14 +1,22 @@
 """Chooses the value of a forward that represents an image: the rule."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass, replace
 
 from torch import Tensor
 
 from byol_wrap.backbone.bottleneck import find_bottleneck
-from byol_wrap.backbone.classifier import Head, heads_of, last_of
-from byol_wrap.backbone.graph import Edge, ancestors, channel_dim
+from byol_wrap.backbone.classifier import Head, heads_of, is_mixing, last_of, trunk_of
+from byol_wrap.backbone.graph import (
+    Edge,
+    ancestors,
+    channel_dim,
+    kind,
+    parents,
+    shape_of,
+    tokens_in_front,
+)
 from byol_wrap.backbone.reading import MAIN_FIELDS, Part, Representation, main_tensor, take
 from byol_wrap.backbone.recording import Call, Record, Side, Value
 
@@ -73,22 +81,28 @@ class Chooser:
         outputs = self._outputs()
         if not outputs:
             return Choice(self._net_output(main_tensor(self.record.output)))
-        vectors = [value for value in outputs if self.positions(value) == 1]
-        ends = [(v, heads) for v in vectors if (heads := self._ends(v, outputs))]
+        deepest = self._deepest(outputs)
+        if deepest.tensor.ndim == 2 and deepest.tensor.numel() == self.sample.numel():
+            return self._narrowest(deepest, lambda v: v.tensor[0].numel()) or self._end(deepest)
+        ends = [(v, heads) for v in outputs if (heads := self._ends(v, outputs))]
         if ends:
             return self._before_classifier(ends)
-        deepest = self._deepest(outputs)
-        found = None
-        if self.positions(deepest) > 1:
-            found = find_bottleneck(self.record, deepest, self.positions, self.channels)
-        if found is not None:
-            taps = self.taps(found.place)
-            if taps:
-                return Choice(taps, doubt=self._dense(deepest))
-        heads = self._heads(deepest)
-        if self.positions(deepest) > 1 and heads and all(head.narrows for head in heads):
-            return self._before_classifier([(deepest, heads)])
-        return Choice(self._net_output(deepest.tensor))
+        if self.positions(deepest) == 1:
+            return self._end(deepest)
+        return self._narrowest(deepest, self.positions) or self._end(deepest)
+
+    def _narrowest(self, output: Value, positions: Callable[[Value], int]) -> Choice | None:
+        found = find_bottleneck(self.record, output, positions, self.channels)
+        taps = [] if found is None else self.taps(found.place)
+        return Choice(taps, doubt=self._dense(output)) if taps else None
+
+    def _end(self, output: Value) -> Choice:
+        """The net's output, or what gives scores for each of its places reads."""
+        heads = self._heads(output)
+        if heads and all(head.narrows for head in heads):
+            choice = self._before_classifier([(output, heads)], of_places=True)
+            return replace(choice, doubt=self._dense(output))
+        return Choice(self._net_output(output.tensor))
 
     def _outputs(self) -> list[Value]:
         """The net's outputs that can represent images; the main one alone where it is named."""
@@ -108,10 +122,12 @@ class Chooser:
     def channels(self, value: Value) -> int:
         """Which dimension holds the channels: 1, -1 for the last, or one in between."""
         tensor = value.tensor
+        if tensor.ndim == 2:
+            return 1
         found = None if value.place is None else channel_dim(value.place)
         if not found or found >= tensor.ndim:
             found = tensor.ndim - 1 if tensor.ndim == 3 or self._is_channels_last(tensor) else 1
-        return -1 if found == tensor.ndim - 1 and tensor.ndim > 2 else found
+        return -1 if found == tensor.ndim - 1 else found
 
     def _is_channels_last(self, tensor: Tensor) -> bool:
         """Whether a map is (B, H, W, C): its aspect is then that of the images in dims 1 and 2."""
@@ -122,9 +138,15 @@ class Chooser:
         return abs(math.log(a / b / aspect)) < abs(math.log(b / c / aspect))
 
     def positions(self, value: Value) -> int:
-        """How many positions of a map, or tokens, a value has; 1 for a vector."""
-        shape = value.tensor.shape
-        return math.prod(shape[1:]) // max(1, shape[self.channels(value)])
+        """How many positions of a map, or tokens, a value has; 1 for a vector.
+
+        A class token and what joined with it do not count.
+        """
+        shape, channels = value.tensor.shape, self.channels(value)
+        count = math.prod(shape[1:]) // max(1, shape[channels])
+        if len(shape) == 3 and channels == -1 and value.place:
+            count -= min(count - 1, tokens_in_front(value.place, count))
+        return count
 
     def mass(self, place: Edge | None) -> int:
         """How many numbers of the net a value depends on."""
@@ -140,10 +162,18 @@ class Chooser:
         return heads if all(self._before(head) for head in heads) else []
 
     def _ends(self, value: Value, outputs: Sequence[Value]) -> list[Head]:
-        """The heads of an output from which no map is made, as from the code of an autoencoder."""
+        """The heads that give an item's scores, and not what a map is made from.
+
+        As the code of an autoencoder is. Scores may be folded, (B, 2, 3), but are no more than
+        what they are made from.
+        """
         heads = self._heads(value)
+        if self.positions(value) > 1:
+            reads = [self._before(head)[0].value for head in heads]
+            if any(self.positions(r) > 1 or r.tensor.numel() < value.tensor.numel() for r in reads):
+                return []
         gives = {head.gives for head in heads}
-        maps = [o for o in outputs if o.place and self.positions(o) > 1]
+        maps = [o for o in outputs if o is not value and o.place and self.positions(o) > 1]
         return [] if any(gives & ancestors(o.place) for o in maps if o.place) else heads
 
     def _before(self, head: Head) -> list[Tap]:
@@ -154,8 +184,14 @@ class Chooser:
             own = [Tap(call.name, "input", None, call.input)]
         return own + self.taps(head.reads)
 
-    def _before_classifier(self, found: Sequence[tuple[Value, list[Head]]]) -> Choice:
-        """What the classifiers read; of several that read different values, what most of it is."""
+    def _before_classifier(
+        self, found: Sequence[tuple[Value, list[Head]]], *, of_places: bool = False
+    ) -> Choice:
+        """What the classifiers read; of several that read different values, what most of it is.
+
+        Before a classifier of several layers that narrows, or gives scores of places, what the
+        first of them reads.
+        """
         ends = tuple(value.place for value, _ in found if value.place)
         reads = [last_of(heads) for _, heads in found]
         masses = [self.mass(head.reads) for head in reads]
@@ -164,7 +200,19 @@ class Chooser:
             trunk = self._trunk([head.reads for head in reads], max(masses))
             if trunk:
                 return Choice(trunk, ends)
-        return Choice(self._before(largest), ends)
+        trunk = self._before_narrowing(largest, of_places)
+        return Choice(trunk or self._before(largest), ends)
+
+    def _before_narrowing(self, head: Head, of_places: bool) -> list[Tap]:
+        place = trunk_of(self.record, head)
+        if place is None or not (of_places or shape_of(*head.reads)[-1] < _width(place)):
+            return []
+        calls = [call for call in self.record.calls if call.input and call.input.place == place]
+        return [
+            Tap(call.name, "input", None, call.input)
+            for call in calls
+            if call.input and is_mixing(call.layer) and self.record.times[call.name] == 1
+        ] + self.taps(place)
 
     def _trunk(self, places: Sequence[Edge], largest: int) -> list[Tap]:
         """The last value on which all of several depend, where that is most of the net."""
@@ -194,8 +242,8 @@ class Chooser:
     def _dense(self, output: Value) -> str:
         shape = tuple(output.tensor.shape[1:])
         return (
-            f"the net's output has shape (B, {', '.join(map(str, shape))}), many values for each "
-            "place of an image, and was taken as that of a decoder or of fused levels"
+            f"the net gives (B, {', '.join(map(str, shape))}), values for each place of an image "
+            "rather than for the image"
         )
 
     # Taps
@@ -225,3 +273,15 @@ class Chooser:
         value = Value.of(tensor) if value is None else value
         part = None if tensor is main else value.part
         return [Tap("", "output", part, value), *self.taps(value.place)]
+
+
+def _width(place: Edge) -> int:
+    """The channels of a value, or those of the map that it is, flattened."""
+    shape = shape_of(*place)
+    while kind(place[0]) in ("View", "UnsafeView", "Reshape", "ReshapeAlias") and len(shape) == 2:
+        place = parents(place[0])[0]
+        if len(shape_of(*place)) > 2:
+            dim = channel_dim(place)
+            return shape_of(*place)[1 if dim is None else dim]
+        shape = shape_of(*place)
+    return shape[-1]

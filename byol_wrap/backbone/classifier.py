@@ -28,6 +28,10 @@ REDUCES = (
     "AdaptiveAvgPool3D MkldnnAdaptiveAvgPool2D"
 )
 PASSED = frozenset(" ".join((RESHAPES, SCALES, SQUASHES, REDUCES)).split())
+_ACTIVATIONS = "Relu Gelu Silu LeakyRelu Elu Hardswish Hardtanh Mish Prelu Tanh Sigmoid Softplus"
+_BETWEEN = "NativeBatchNorm CudnnBatchNorm NativeLayerNorm NativeDropout Mul View"
+ACTIVATIONS, BETWEEN = frozenset(_ACTIVATIONS.split()), frozenset(_BETWEEN.split())
+ATTENTION = ("Bmm", "ScaledDotProduct")  # what gives a weighted sum of values
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,9 +89,35 @@ def _layers(record: Record) -> dict[Any, Head]:
         given = call.input.place if call.input is not None else None
         if is_mixing(call.layer) and given is not None and call.outputs:
             place = call.outputs[0].place
-            if place is not None:
+            if place is not None and not _is_of_attention(call.layer, given):
                 layers[place[0]] = Head(given, place[0], call)
     return layers
+
+
+def _is_of_attention(layer: nn.Module, given: Edge) -> bool:
+    """Whether a layer is an attention's own last one, which keeps the size of what was summed."""
+    if not isinstance(layer, nn.Linear) or layer.in_features != layer.out_features:
+        return False
+    node = given[0]
+    while kind(node) in (*RESHAPES.split(), "Mean") and len(parents(node)) == 1:
+        node = parents(node)[0][0]
+    return kind(node).startswith(ATTENTION)
+
+
+def trunk_of(record: Record, head: Head) -> Edge | None:
+    """What the first layer of a head of several reads; None where the head is a single layer."""
+    layers, trunk = _layers(record), None
+    node, is_activated = head.reads[0], False
+    while True:
+        before = parents(node)
+        if node in layers and is_activated:
+            trunk, is_activated = layers[node].reads, False
+            node = trunk[0]
+        elif len(before) and (kind(node) in ACTIVATIONS or kind(node) in BETWEEN):
+            is_activated |= kind(node) in ACTIVATIONS
+            node = before[0][0]
+        else:
+            return trunk
 
 
 def _passed(node: Any, found: dict[Any, frozenset[Head] | None]) -> frozenset[Head] | None:

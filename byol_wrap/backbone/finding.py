@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from byol_wrap.backbone.choosing import Choice, Chooser, Tap
 from byol_wrap.backbone.classifier import CONVOLUTIONS
-from byol_wrap.backbone.graph import dims, has_class_token, kind, shape_of
+from byol_wrap.backbone.graph import dims, kind, shape_of, tokens_in_front
 from byol_wrap.backbone.reading import Pool, Representation, main_tensor, pooled
 from byol_wrap.backbone.recording import Record, Value
 
@@ -152,7 +152,7 @@ def _choose_pool(record: Record, value: Value, channel_dim: int) -> str:
     count = value.tensor.shape[1]
     read = _read_by_the_net(record, value, count)
     if read is None:
-        read = "class_token" if has_class_token(value.place, count) else "mean"
+        read = "class_token" if tokens_in_front(value.place, count) else "mean"
     return read
 
 

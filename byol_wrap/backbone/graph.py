@@ -1,5 +1,6 @@
 """What the autograd graph of a forward tells: what a value depends on, and how it is laid out."""
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ SECOND = ("Convolution", "BatchNorm", "GroupNorm", "PixelShuffle", "GridSampler"
 SECOND_WITHIN = ("Pool", "Upsample")  # whose names go on with 2D and the like
 LAST = ("Addmm", "Mm", "Bmm", "Linear", "LayerNorm", "RmsNorm", "Embedding", "ScaledDotProduct")
 RESHAPES = ("View", "UnsafeView", "Reshape", "ReshapeAlias", "Squeeze", "Unsqueeze")
+MOVES = ("Add", "Alias", "Clone", "Select", "Slice", "ToCopy")
 REDUCES = ("Select", "Mean", "Sum", "Max", "Amax", "Unbind")
 MOST_TOKENS_IN_FRONT = 16  # a class token and what some nets put beside it
 
@@ -195,26 +197,52 @@ def _after_reshape(dim: int, before: Sequence[int], after: Sequence[int]) -> int
     return fits[0] if fits else None
 
 
-def has_class_token(place: Edge, count: int) -> bool:
-    """Whether the first of ``count`` tokens goes back to a parameter put in front of the others."""
-    seen, nodes = set(), [place[0]]
-    while nodes:
-        node = nodes.pop()
-        shape = shape_of(node)
-        if node in seen or len(shape) != 3 or count not in shape[:2]:
+def tokens_in_front(place: Edge, count: int) -> int:
+    """How many of ``count`` tokens are a class token, and what joined with it before the others.
+
+    The first token is followed back to where it was put in front, a parameter for each item of the
+    batch; 0 where it was not.
+    """
+    seen: set[Any] = set()
+    states = [(place[0], count, 0)]  # a node, its tokens, and how many of those joined
+    while states:
+        node, tokens, joined = states.pop()
+        if node in seen:
             continue
         seen.add(node)
-        if kind(node) == "Cat" and shape[dims(node)[0]] == count and _is_learned(node):
-            return True
-        nodes += [parent for parent, _ in parents(node)]
-    return False
+        if joined and kind(node) in ("Expand", "Repeat") and _is_leaf(parents(node)):
+            return joined
+        along = dims(node)[:1]
+        if kind(node) == "Cat" and along and shape_of(node)[along[0]] == tokens:
+            front = [p for p in node.next_functions if _tokens(p, along[0]) != 0]
+            size = _tokens(front[0], along[0])
+            if len(front) > 1 and size <= MOST_TOKENS_IN_FRONT:
+                learned = itertools.takewhile(lambda p: _is_learned(p[0]), front)
+                together = sum(_tokens(p, along[0]) for p in learned)
+                states.append((front[0][0], size, max(joined, together, size)))
+            continue
+        first = kind(node) == "Select" and node._saved_index == 0
+        first = first or (kind(node) == "Slice" and node._saved_start == 0)
+        for parent, index in parents(node):
+            shape = shape_of(parent, index)
+            if first and along == [1] and len(shape) == 3:
+                states.append((parent, shape[1], joined))
+            elif (len(shape) == 3 and tokens in shape[:2]) or (len(shape) == 2 and tokens == 1):
+                states.append((parent, tokens, joined))
+    return 0
 
 
-def _is_learned(cat: Any) -> bool:
-    """Whether the first part of a concatenation is a few parameters, and no more."""
-    front, index = cat.next_functions[0]
-    if front is None or len(cat.next_functions) < 2:
-        return False
-    few = shape_of(front, index)[dims(cat)[0]] <= MOST_TOKENS_IN_FRONT
-    made = {kind(node) for node in ancestors((front, index))}
-    return few and "AccumulateGrad" in made and not any(n.endswith(SECOND + LAST) for n in made)
+def _tokens(place: Edge, along: int) -> int:
+    shape = () if place[0] is None else shape_of(*place)
+    return shape[along] if along < len(shape) else MOST_TOKENS_IN_FRONT + 1
+
+
+def _is_leaf(places: Sequence[Edge]) -> bool:
+    """Whether a value was made of parameters alone, by what only moves or changes their shape."""
+    nodes = [node for place in places for node in ancestors(place)]
+    made = {kind(node) for node in nodes}
+    return bool(nodes) and made <= {"AccumulateGrad", *MOVES, *RESHAPES}
+
+
+def _is_learned(node: Any) -> bool:
+    return node is not None and kind(node) in ("Expand", "Repeat") and _is_leaf(parents(node))

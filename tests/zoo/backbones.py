@@ -128,13 +128,13 @@ def timm_backbone(name: str, **options: Any) -> Backbone:
 def timm_features(net: nn.Module) -> int:
     """What timm calls the size of a model's features before the classifier.
 
-    CrossViT averages two classifiers of two sizes: the last one's input is taken. EfficientViM
-    weighs several with weights that it learns: such a net is read at its output.
+    CrossViT averages two classifiers of two sizes, EfficientViM weighs several: the last one's input
+    is taken.
     """
     if type(net).__name__ == "CrossVit":
         return int(net.embed_dim[-1])
     if type(net).__name__ == "EfficientViM":
-        return int(net.num_classes)
+        return int(net.heads[-1].in_features)
     if hasattr(net, "feature_info") and not hasattr(net, "num_features"):
         return int(net.feature_info.channels()[-1])
     return int(getattr(net, "head_hidden_size", net.num_features))
