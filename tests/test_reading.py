@@ -207,6 +207,59 @@ def test_modes_that_lead_to_different_places_are_told() -> None:
         wrap(net)
 
 
+class Counting(nn.Module):
+    """Counts its runs, those of its copies among them."""
+
+    runs = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.fc = conv_net(12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        type(self).runs += 1
+        return self.scores(self.body(x))
+
+    def scores(self, x: Tensor) -> Any:
+        return self.fc(F.dropout(x, 0.1, training=self.training)) * (2 if self.training else 1)
+
+
+class Otherwise(Counting):
+    def scores(self, x: Tensor) -> Any:
+        if not self.training:
+            return self.fc(x).softmax(1)
+        return self.fc(x)
+
+
+class Switched(Counting):
+    quick = False
+
+    def train(self, mode: bool = True) -> "Switched":
+        self.quick = not mode
+        return super().train(mode)
+
+    def scores(self, x: Tensor) -> Any:
+        return (self.fc(x), x) if self.quick else self.fc(x)
+
+
+class HandsItselfOn(Counting):
+    def scores(self, x: Tensor) -> Any:
+        return helper(self, x)
+
+
+def helper(net: nn.Module, x: Tensor) -> Any:
+    return net.fc(x) if net.training else (net.fc(x), x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "runs"), [(Counting, 1), (Otherwise, 2), (Switched, 3), (HandsItselfOn, 3)]
+)
+def test_a_net_is_run_in_eval_mode_where_its_code_may_ask_for_it(kind: Any, runs: int) -> None:
+    kind.runs = 0
+    assert wrap(kind()).representation == wrap(Counting()).representation
+    assert kind.runs - (kind is Counting) == runs
+
+
 # Several maps
 
 

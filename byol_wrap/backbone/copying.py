@@ -71,7 +71,7 @@ class _Snapshot:
         self._buffers = [
             (module, name, buffer, buffer.clone())
             for module in net.modules()
-            for name, buffer in module.named_buffers(recurse=False)
+            for name, buffer in _own_buffers(module)
         ]
 
     def restore(self) -> None:
@@ -83,6 +83,12 @@ class _Snapshot:
                 setattr(module, name, buffer.copy_(values))
 
 
+def _own_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+    if isinstance(module, torch.jit.ScriptModule):
+        return list(module.named_buffers(recurse=False))
+    return [(name, buffer) for name, buffer in module._buffers.items() if buffer is not None]
+
+
 @contextmanager
 def watched(net: nn.Module) -> Iterator[list[str]]:
     """Names of a net's layers that are run while its copy is; what they change is put back."""
@@ -92,15 +98,17 @@ def watched(net: nn.Module) -> Iterator[list[str]]:
 
     def note(module: nn.Module, args: object) -> None:
         if id(module) in names and threading.get_ident() == thread:
+            if not called:
+                snapshots.append(_Snapshot(net))
             called.append(names[id(module)])
 
-    snapshot = _Snapshot(net)
+    snapshots: list[_Snapshot] = []
     handle = register_module_forward_pre_hook(note)
     try:
         yield called
     finally:
         handle.remove()
-        if called:
+        for snapshot in snapshots:
             snapshot.restore()
 
 

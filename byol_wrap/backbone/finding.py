@@ -109,7 +109,7 @@ def held_behind(record: Record, found: Found) -> set[str]:
     late = {label for label, _ in record.events[reached:]} - early
     behind, before = set(), set()
     for label, module in record.net.named_modules():
-        own = {id(p) for p in module.parameters(recurse=False)}
+        own = {id(p) for p in module._parameters.values()}
         above = label.split(".")
         if label in early:
             before |= own

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from byol_wrap.backbone.candidates import Candidates, candidates, doubt
+from byol_wrap.backbone.code import asks_for_its_mode
 from byol_wrap.backbone.copying import copy_net, dependence, undisturbed, watched
 from byol_wrap.backbone.encoder import as_input
 from byol_wrap.backbone.finding import Found, at, find_representation, held_behind
@@ -40,8 +41,8 @@ def probe(
 ) -> Finding:
     """Find the representation of ``net`` by running a copy in both modes, and leave no trace.
 
-    It is run with gradient in training mode, in which it will be trained, and without in eval mode,
-    in which it will be used; with gradient there, too, where the two do not call the same layers.
+    It is run in training mode, in which it will be trained; and in eval mode, in which it will be
+    used, unless its code shows that this makes no difference.
     Training flags, buffers, attributes and the random state are afterwards what they were.
 
     Args:
@@ -86,11 +87,20 @@ class _Probe:
         self.hidden_layer, self.pool = hidden_layer, pool
         with undisturbed(copied, sample.device):
             self.training = _run(copied, self.sample, training=True, gradient=True)
-            self.using = _run(copied, self.sample[:1], training=False, gradient=False)
-            failed = self.training.error or self.using.error
-            self.alike = not failed and self.training.outputs_alike(self.using)
+            self.alike = self.training.error is None and self._is_alike(copied)
+            self.using = self.training
             if not self.alike:
                 self.using = _run(copied, self.sample, training=False, gradient=True)
+
+    def _is_alike(self, copied: nn.Module) -> bool:
+        """Whether eval mode calls the same layers and gives the same kinds of values.
+
+        Told by the net's code, or else by a run on a single item, which costs less.
+        """
+        if not asks_for_its_mode(copied):
+            return True
+        using = _run(copied, self.sample[:1], training=False, gradient=False)
+        return using.error is None and self.training.outputs_alike(using)
 
     def find(self) -> Finding:
         """What represents an image in both modes."""
