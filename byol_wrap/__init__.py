@@ -8,7 +8,7 @@ from byol_wrap.methods.losses import byol_loss, moco_loss, nt_xent_loss, simsiam
 from byol_wrap.methods.moco import MoCo
 from byol_wrap.methods.simclr import SimCLR
 from byol_wrap.methods.simsiam import SimSiam
-from byol_wrap.target import cosine_ema_decay
+from byol_wrap.pace import cosine_ema_decay
 from byol_wrap.training.optim import LARS, cosine_schedule, param_groups, warmup_cosine
 from byol_wrap.training.presets import PRESETS, SIBLING_PRESETS
 from byol_wrap.views import (

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from byol_wrap.target import Attachment, Pace, check_trains
+from byol_wrap.guard.inputs import check_not_captured
+from byol_wrap.pace import Pace
+from byol_wrap.target import Attachment, check_trains
 from byol_wrap.wrapper import Wrapper
 
 
@@ -96,13 +98,15 @@ class Following(Wrapper):
         return self._attachment.attach(optimizer, self._update)
 
     @torch.no_grad()
-    def _update(self) -> None:
+    def _update(self, skipped: Tensor | None = None) -> None:
+        check_not_captured(self._place())
         name, head = self._last_head()
-        if self._pace is not None:
+        if (pace := self._pace) is not None:
             if self._watch.may_follow(head):
-                self.target.follow(self.online, self.tau)
-            self._pace.advance(self.step)
-            self._watch.updated(self._pace.updates, self._pace.total_steps)
+                tau = self.tau if skipped is None else pace.tau_unless(skipped, self.step)
+                self.target.follow(self.online, tau)
+            pace.advance(self.step, skipped)
+            self._watch.updated(pace.updates, pace.total_steps)
         self._watch.look_at(self.net, head, name)
 
     def _schedule(self, name: str) -> Pace:

@@ -113,8 +113,8 @@ class Learner(Following):
     def directions(self, view1: Tensor, view2: Tensor) -> Iterator[Tensor]:
         """The two terms of the loss one by one, where each needs one view's activations alone."""
         raise TypeError(
-            f"The loss of {type(self).__name__} needs both views at once, and has no halves: use "
-            "learner(images)."
+            f"The loss of {type(self).__name__}, as it is set up, does not fall into two halves: "
+            "use learner(images)."
         )
 
     def project(self, view: Tensor) -> Tensor:
@@ -150,8 +150,8 @@ class Learner(Following):
 
         Raises:
             TypeError, ValueError: input that is not as described, before anything is changed. NaN
-                and infinity are looked for in every batch on the CPU and in the first 10 elsewhere,
-                where looking means waiting.
+                and infinity are looked for in every batch on the CPU, elsewhere in the first 10 of
+                floats, where looking means waiting.
             RuntimeError: the representation was not reached, or has no gradient.
         """
         if self._direction is not None:
@@ -237,8 +237,8 @@ class Learner(Following):
         """Two views, and a training step counted."""
         views = self._two_views(images, view2)
         if torch.is_grad_enabled():
-            tau = self.tau if self.has_target else None
-            run = Run(tau, getattr(self, "predictor", None), self._attachment.optimizer)
+            decay = (lambda: self.tau) if self.has_target else None
+            run = Run(decay, getattr(self, "predictor", None), self._attachment.optimizer)
             self._watch.step(run, self, self.net)
             if self.has_target:
                 self.target.freeze_statistics_as(self.online)

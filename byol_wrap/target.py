@@ -1,10 +1,8 @@
-"""The target network: a copy that follows the online network, its pace, and when it moves."""
+"""The target network: a copy that follows the online network, and when it moves."""
 
 import copy
-import math
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping
-from operator import index as as_index
 from typing import Any
 
 import torch
@@ -42,7 +40,7 @@ class Target(Encoder):
         projection: Tensor = self(view)[0]
         return projection
 
-    def follow(self, online: Encoder, decay: float) -> None:
+    def follow(self, online: Encoder, decay: float | Tensor) -> None:
         """Move towards the online network; see ``update_average``."""
         update_average(self, online, decay, leave={f"net.{name}" for name in self.behind})
 
@@ -98,50 +96,6 @@ def _is_empty(value: object) -> bool:
     return isinstance(value, Tensor) and value.shape == (0,)
 
 
-class Pace:
-    """How far the target moves with its next update: tau, constant or along a cosine.
-
-    Keeps the number of updates on the host, so that a step does not wait for the device.
-
-    Attributes:
-        base: tau of the first update, in [0, 1].
-        total_steps: over how many updates it rises to 1; None keeps it constant.
-        updates: how many there were; None where it must be read off the device first.
-
-    Raises:
-        ValueError: one of them out of its range.
-    """
-
-    def __init__(self, base: float, total_steps: int | None) -> None:
-        if not 0 <= base <= 1:
-            raise ValueError(f"moving_average_decay lies in [0, 1], got {base}.")
-        try:
-            self.total_steps = None if total_steps is None else as_index(total_steps)
-        except TypeError:
-            self.total_steps = 0
-        if self.total_steps is not None and self.total_steps < 1:
-            raise ValueError(f"total_steps should be an integer >= 1 or None, got {total_steps!r}.")
-        self.base = base
-        self.updates: int | None = None  # None where it must be read off the device first
-
-    def tau(self, step: Tensor) -> float:
-        """The decay of the next update, after ``step`` of them."""
-        if self.total_steps is None:
-            return self.base
-        if self.updates is None:
-            self.updates = int(step)
-        return cosine_ema_decay(self.updates, self.total_steps, self.base)
-
-    def advance(self, step: Tensor) -> None:
-        """Count one more update."""
-        step += 1
-        self.updates = None if self.updates is None else self.updates + 1
-
-    def read_anew(self) -> None:
-        """Forget what is known of the count: it was loaded."""
-        self.updates = None
-
-
 class Attachment:
     """The optimizer whose real steps move the target. A copy is not attached."""
 
@@ -149,8 +103,8 @@ class Attachment:
         self._handle: RemovableHandle | None = None
         self._optimizer: weakref.ref[Optimizer] | None = None
 
-    def attach(self, optimizer: Optimizer, update: Callable[[], None]) -> RemovableHandle:
-        """Call ``update``, a bound method, after each real step of an optimizer."""
+    def attach(self, optimizer: Optimizer, update: Callable[..., None]) -> RemovableHandle:
+        """Call ``update``, a bound method, after each step of an optimizer; see ``on_step``."""
         self._handle = on_step(optimizer, update)
         self._optimizer = weakref.ref(optimizer)
         return self._handle
@@ -191,41 +145,9 @@ def check_trains(optimizer: Optimizer, learner: nn.Module) -> set[int]:
     return trained
 
 
-def cosine_ema_decay(step: int, total_steps: int, base: float) -> float:
-    """The decay tau of one update of the target: from ``base`` to 1 along half a cosine.
-
-    ``tau_k = 1 - (1 - base) (cos(pi k / K) + 1) / 2``, held at 1 past the last step.
-
-    Args:
-        step: k, how many updates came before this one, at least 0.
-        total_steps: K, at least 1.
-        base: tau of the first update, in [0, 1].
-
-    Returns:
-        tau in [base, 1].
-
-    Raises:
-        ValueError: an argument out of its range.
-
-    Reference:
-        Grill et al. 2020, section 3.3.
-
-    Example:
-        >>> [round(cosine_ema_decay(k, 100, 0.99), 4) for k in (0, 50, 100, 150)]
-        [0.99, 0.995, 1.0, 1.0]
-    """
-    if step < 0 or total_steps < 1 or not 0 <= base <= 1:
-        raise ValueError(
-            "cosine_ema_decay expects step >= 0, total_steps >= 1 and base in [0, 1], got "
-            f"step={step}, total_steps={total_steps}, base={base}."
-        )
-    progress = min(step / total_steps, 1.0)
-    return 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2
-
-
 @torch.no_grad()
 def update_average(
-    average: nn.Module, online: nn.Module, decay: float, *, leave: Collection[str] = ()
+    average: nn.Module, online: nn.Module, decay: float | Tensor, *, leave: Collection[str] = ()
 ) -> None:
     """Move every parameter of ``average`` towards its twin in ``online``, in one foreach call.
 
@@ -236,7 +158,7 @@ def update_average(
     Args:
         average: the module that is moved. Parameters that it lets be empty are left out.
         online: a module of the same structure.
-        decay: tau, in [0, 1]; 1 changes nothing, 0 copies.
+        decay: tau, in [0, 1]; 1 changes nothing, 0 copies. A scalar on the device is not read.
         leave: names of parameters of ``average`` that stay as they are.
 
     Raises:
@@ -252,8 +174,14 @@ def update_average(
             f"{len(sources)}, its target {len(targets)}, or their shapes differ. Change a backbone "
             "before wrapping it, and wrap it anew after a change."
         )
-    like = [s if s.dtype == t.dtype else s.to(t.dtype) for t, s in pairs]
-    torch._foreach_lerp_([t for t, _ in pairs], like, 1 - decay)
+    like: list[Tensor] = [s if s.dtype == t.dtype else s.to(t.dtype) for t, s in pairs]
+    to: list[Tensor] = [t for t, _ in pairs]
+    if isinstance(decay, Tensor) and all(t.device == decay.device for t in to):
+        steps = torch._foreach_sub(like, to)
+        torch._foreach_mul_(steps, (1 - decay).to(steps[0].dtype))
+        torch._foreach_add_(to, steps)
+    else:
+        torch._foreach_lerp_(to, like, 1 - float(decay))
 
 
 def _is_averaged(parameter: nn.Parameter) -> bool:
@@ -266,20 +194,23 @@ def at_least_float32(module: nn.Module) -> None:
     module._apply(lambda tensor: tensor.float() if tensor.dtype in half else tensor)
 
 
-def on_step(optimizer: Optimizer, update: Callable[[], None]) -> RemovableHandle:
+def on_step(optimizer: Optimizer, update: Callable[..., None]) -> RemovableHandle:
     """Call a bound method after each step that an optimizer really takes.
 
     A step that ``GradScaler`` skips is none: usually the optimizer is not called then; a fused one
-    is, and told by its attribute ``found_inf``. The method's owner is not kept alive.
+    is, and told by its attribute ``found_inf``. Where reading that would be a wait, the method is
+    called with it, not 0 for a step that is skipped. The method's owner is not kept alive.
     """
     method = weakref.WeakMethod(update)
 
     def after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is None or not bool(found_inf):
-            bound = method()
-            if bound is not None:
-                bound()
+        found_inf, bound = getattr(optimizer, "found_inf", None), method()
+        if bound is None:
+            return
+        if isinstance(found_inf, Tensor) and found_inf.device.type != "cpu":
+            bound(found_inf)
+        elif found_inf is None or not bool(found_inf):
+            bound()
 
     return optimizer.register_step_post_hook(after_step)
 

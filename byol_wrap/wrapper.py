@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from byol_wrap.backbone.channels import channels_of, on_noise, possible_channels
-from byol_wrap.backbone.encoder import Encoder, check_net, float_parameter
+from byol_wrap.backbone.encoder import Encoder, check_net, float_parameter, moved
 from byol_wrap.backbone.finding import check_pool, layer_name
 from byol_wrap.backbone.modes import eval_mode, outside_graph
 from byol_wrap.backbone.probing import probe
 from byol_wrap.backbone.reading import Pool, Representation
 from byol_wrap.guard.checkpoint import Checkpointed
 from byol_wrap.guard.gate import Gate
-from byol_wrap.guard.inputs import check_more_than_one
+from byol_wrap.guard.inputs import check_more_than_one, check_not_captured
 from byol_wrap.guard.watch import Watch
 from byol_wrap.target import Target, at_least_float32
 from byol_wrap.views import Augment, Recipe, Views, as_pair, is_random_view, normalization
@@ -63,7 +63,7 @@ class Wrapper(Checkpointed):
 
         like = float_parameter(net)
         dtype = torch.promote_types(like.dtype, torch.float32)
-        self.online = Encoder(net, projector.to(like.device, dtype))
+        self.online = Encoder(net, moved(projector, like.device, dtype, waits=size is None))
         if predictor is not None:
             self.predictor = predictor.to(like.device, dtype)
         if with_target:
@@ -131,6 +131,7 @@ class Wrapper(Checkpointed):
         Raises:
             TypeError, ValueError: as ``forward``.
         """
+        check_not_captured(self._place())
         self._check_images(images)
         return self._views(images)
 
@@ -144,6 +145,7 @@ class Wrapper(Checkpointed):
                 "nn.DataParallel runs copies of a learner that share its hooks: use "
                 "torch.nn.parallel.DistributedDataParallel(learner)."
             )
+        check_not_captured(self._place())
         fed = "images" if view2 is None else "views"
         if view2 is None:
             self._check_images(images)

@@ -16,11 +16,12 @@ ALLOWED = {
     "evaluation": {"backbone"},
     "guard": {"evaluation"},
     "target": {"backbone"},
+    "pace": set(),
     "wrapper": {"backbone", "guard", "target", "views"},
-    "following": {"target", "wrapper"},
+    "following": {"guard", "pace", "target", "wrapper"},
     "learner": {"backbone", "evaluation", "following", "guard", "views"},
     "methods": {"learner", "views"},
-    "__init__": {"backbone", "evaluation", "learner", "methods", "target", "training", "views"},
+    "__init__": {"backbone", "evaluation", "learner", "methods", "pace", "training", "views"},
 }
 
 

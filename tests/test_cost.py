@@ -178,29 +178,29 @@ def test_memory_of_the_target(build: Any, hidden_layer: str | None, share: float
 @pytest.mark.parametrize("image_size", [32, None])
 def test_the_target_can_be_used_as_any_net(image_size: int | None) -> None:
     torch.manual_seed(0)
-    learner = BYOL(models.vgg11(num_classes=7), image_size, **SMALL)
+    shared = {"8.weight", "8.bias"}
+    learner = BYOL(conv_net(6, classes=7), image_size, **SMALL)
     learner.embed(torch.rand(2, 3, 32, 32))
-    assert shared_in(learner) == {"classifier.6.weight", "classifier.6.bias"}
+    assert shared_in(learner) == shared
     for name, parameter in learner.named_parameters():  # as SummaryWriter.add_histogram does
         assert torch.histc(parameter.detach(), 10).sum() > 0, name
     assert learner.target.net.eval()(torch.rand(2, 3, 32, 32)).shape == (2, 7)
-    whole = learner.target.net.state_dict()
-    assert whole["classifier.6.weight"].shape == (7, 4096)
-    assert learner.state_dict()["target.net.classifier.6.weight"].numel() == 0
+    assert learner.target.net.state_dict()["8.weight"].shape == (7, 6)
+    assert learner.state_dict()["target.net.8.weight"].numel() == 0
 
     def init(module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             nn.init.constant_(module.weight, 0.5)
 
     learner.apply(init)
-    assert (learner.target.net.classifier[6].weight == 0.5).all()
+    assert (learner.target.net[8].weight == 0.5).all()
     learner.double()
-    assert shared_in(learner) == {"classifier.6.weight", "classifier.6.bias"}
-    other = BYOL(models.vgg11(num_classes=7), image_size, **SMALL).double()
+    assert shared_in(learner) == shared
+    other = BYOL(conv_net(6, classes=7), image_size, **SMALL).double()
     other.load_state_dict(learner.state_dict())
-    assert torch.equal(other.net.classifier[6].weight, learner.net.classifier[6].weight)
+    assert torch.equal(other.net[8].weight, learner.net[8].weight)
     other.embed(torch.rand(2, 3, 32, 32))
-    assert torch.equal(other.target.net.classifier[6].weight, learner.net.classifier[6].weight)
+    assert torch.equal(other.target.net[8].weight, learner.net[8].weight)
 
 
 def test_copies_share_as_the_original_does() -> None:

@@ -7,6 +7,7 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
+from devices import cuda_only
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -207,7 +208,7 @@ def test_one_class_in_training_is_what_all_are_taken_for(evaluate, count):
     assert evaluate(x, y, test_x, test_y, **options) == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@cuda_only
 @pytest.mark.parametrize("evaluate", EVALUATIONS)
 @pytest.mark.parametrize("elsewhere", [(1, 3), (2, 3), (0, 1), ()])
 def test_parts_may_be_on_two_devices(evaluate, elsewhere):
@@ -550,7 +551,7 @@ def test_sgd_does_not_wait_for_the_device_in_its_steps():
     assert counts[0] == counts[1] > 0
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@cuda_only
 def test_sgd_is_the_same_on_cuda():
     data = clusters(train=1000, spread=4.0)
     accuracy = linear_probe_sgd(*[part.cuda() for part in data], epochs=5)

@@ -7,6 +7,7 @@ import torch
 from nets import Tokens, conv_net
 from reference import FIGURES, TRAJECTORY, encoder, learner_state, tensor
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from byol_wrap import (
     BYOL,
@@ -232,3 +233,50 @@ def test_twelve_steps_of_the_method_equal_the_reference() -> None:
     final = learner_state(TRAJECTORY["online_final"], TRAJECTORY["target_final"])
     for name, parameter in learner.named_parameters():
         torch.testing.assert_close(parameter.data, final[name], rtol=0, atol=1e-8)
+
+
+class Operators(TorchDispatchMode):
+    """Counts what is asked of the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_operators_of_lars_do_not_grow_with_the_layers() -> None:
+    counts = []
+    for layers in (2, 12):
+        net = nn.Sequential(*(nn.Linear(3, 3) for _ in range(layers)))
+        optimizer = LARS(param_groups(net, 0.1), 0.5)
+        for parameter in net.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        with Operators() as operators:
+            optimizer.step()
+        counts.append(operators.count)
+    assert counts[0] == counts[1] < 25
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_lars_leaves_gradients_alone_and_takes_two_precisions(decay: float) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3).bfloat16())
+    optimizer = LARS(param_groups(net, decay), 0.5)
+    gradients = [torch.randn_like(p) for p in net.parameters()]
+    for _ in range(2):
+        for parameter, gradient in zip(net.parameters(), gradients, strict=True):
+            parameter.grad = gradient.clone()
+        alone = [p.detach().clone() for p in net[1].parameters()]
+        momentum = [optimizer.state[p].get("momentum_buffer", 0 * p) for p in net[1].parameters()]
+        before = [m.detach().float().clone() for m in momentum]
+        optimizer.step()
+        for parameter, gradient in zip(net.parameters(), gradients, strict=True):
+            assert torch.equal(parameter.grad, gradient)
+    weight, update = alone[0].float(), gradients[2].float() + decay * alone[0].float()
+    update = update * 1e-3 * weight.norm() / update.norm()
+    expected = weight - 0.5 * (0.9 * before[0] + update)
+    torch.testing.assert_close(net[1].weight.data.float(), expected, rtol=1e-2, atol=1e-3)

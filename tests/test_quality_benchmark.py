@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fake_cuda_step import Elsewhere
 from PIL import Image
 
 from byol_wrap import byol_loss
@@ -288,13 +289,26 @@ def test_the_table_has_its_own_order_and_keeps_what_it_does_not_know(race, capsy
 
 
 def test_each_epoch_shows_each_image_once_in_an_order_of_its_own(quality):
+    orders = [quality.Order(13, 4, seed, torch.device("cpu")) for seed in (0, 1, 0)]
     epochs = [
-        torch.cat([quality.batch_indices(12, 4, step, seed) for step in range(start, start + 3)])
-        for seed, start in ((0, 0), (0, 3), (1, 0))
+        torch.cat([order.batch(step) for step in range(start, start + 3)])
+        for order, start in zip(orders, (0, 0, 3), strict=True)
     ]
     for epoch in epochs:
-        assert sorted(epoch.tolist()) == list(range(12))
+        assert len({*epoch.tolist()} & {*range(13)}) == 12
     assert len({tuple(epoch.tolist()) for epoch in epochs}) == 3
+    assert torch.equal(orders[2].batch(1), epochs[0][4:8])  # whatever was asked for before
+
+
+def test_only_the_first_step_of_an_epoch_waits_for_its_order(quality):
+    with Elsewhere() as there:
+        order = quality.Order(13, 4, 0, there.device)
+        waits = []
+        for step in range(6):
+            there.waits.clear()
+            assert order.batch(step).device == there.device
+            waits.append(len(there.waits))
+    assert waits == [1, 0, 0, 1, 0, 0]
 
 
 def test_the_table_gives_mean_and_spread(quality):

@@ -186,6 +186,17 @@ def test_every_loss_is_computed_in_float32_under_autocast(
     torch.testing.assert_close(half, exact, rtol=1e-2, atol=1e-2)
 
 
+def test_a_learner_s_temperature_is_that_of_its_loss() -> None:
+    view1, view2 = torch.rand(2, 8, 3, 32, 32)
+    simclr = SimCLR(conv_net(6), 32, temperature=0.07).eval()
+    rows = simclr.project(view1), simclr.project(view2)
+    torch.testing.assert_close(simclr(view1, view2), nt_xent_loss(*rows, temperature=0.07))
+    moco = MoCo(conv_net(6), 32, temperature=0.07, queue_size=20).eval()
+    query, key = moco.project(view1), moco.target.project(view2)
+    expected = moco_loss(query, key, moco.queue, temperature=0.07)
+    torch.testing.assert_close(moco(view1, view2), expected)
+
+
 @pytest.mark.parametrize("temperature", [0, -1, float("inf"), float("nan")])
 @pytest.mark.parametrize("method", [SimCLR, MoCo])
 def test_temperatures_that_divide_nothing_are_refused(method: Any, temperature: float) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from each_method import METHODS, PAPERS
+from methods import METHODS, PAPERS
 from nets import Function, Tokens, conv_net
 from torch import Tensor, nn
 from torchvision import models

@@ -33,7 +33,7 @@ class Encoder(nn.Module):
     def size_projector(self, size: int) -> None:
         """Give a projector that waits for it the representation's size; its weights are drawn now.
 
-        The global random state stays as it was.
+        They are drawn on the host, so they are the same for any device. Random states stay.
 
         Raises:
             RuntimeError: the projector takes another size.
@@ -41,7 +41,8 @@ class Encoder(nn.Module):
         takes = in_features(self.projector)
         if self.is_unsized:
             with torch.random.fork_rng([]):
-                set_in_features(self.projector, size)
+                set_in_features(self.projector.to("cpu"), size)
+            self.projector.to(float_parameter(self.net).device)
         elif takes not in (None, size):
             raise RuntimeError(
                 f"The representation has size {size}, but the heads (from a checkpoint?) expect "
@@ -49,8 +50,8 @@ class Encoder(nn.Module):
             )
 
     def sized_projector(self, size: int) -> nn.Module:
-        """A copy of a projector that waits for the representation's size, with it."""
-        projector = copy.deepcopy(self.projector)
+        """A copy of a projector that waits for the representation's size, with it, on the host."""
+        projector = copy.deepcopy(self.projector).to("cpu")
         with torch.random.fork_rng([]):
             set_in_features(projector, size)
         return projector
@@ -75,6 +76,26 @@ class Encoder(nn.Module):
         """The projection (B, P) and the representation (B, D) of a batch."""
         representation = self.represent(x)
         return self.projector(as_input(self.projector, representation)), representation
+
+
+MOVED_IN_PLACE = ("cpu", "cuda", "mps", "xpu")
+"""Devices between which parameters keep their identity: those without a size move to no other."""
+
+
+def moved(head: nn.Module, device: torch.device, dtype: torch.dtype, *, waits: bool) -> nn.Module:
+    """A head on a device; on the host where it has no size yet, and could not be moved without.
+
+    Raises:
+        ValueError: such a head waits for a first batch, when optimizers would not know it again.
+    """
+    if device.type in MOVED_IN_PLACE or not any(map(is_lazy, head.parameters())):
+        return head.to(device, dtype)
+    if waits:
+        raise ValueError(
+            f"On {device.type} the heads cannot wait for a first batch to get their size: give "
+            "image_size= to the learner."
+        )
+    return head.to(dtype)
 
 
 def in_features(head: nn.Module) -> int | None:
@@ -120,7 +141,7 @@ def check_net(net: nn.Module) -> None:
     Raises:
         TypeError: not a module, or one that cannot be read: a DDP or DataParallel wrapper, a
             compiled module, one with lazy parameters that have no size yet.
-        ValueError: nothing in it can be trained.
+        ValueError: nothing in it can be trained, or it has no values.
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"net should be an nn.Module, got {type(net).__name__}.")
@@ -141,4 +162,9 @@ def check_net(net: nn.Module) -> None:
             "net has lazy parameters that have no size yet: run one batch through it before "
             "wrapping it."
         )
-    float_parameter(net)
+    if float_parameter(net).is_meta:
+        raise ValueError(
+            "net is on the meta device, where weights have no values: give it some before wrapping "
+            "it, net.to_empty(device=...) and then its weights, or build it outside of "
+            "torch.device('meta')."
+        )

@@ -54,7 +54,8 @@ class Reader(NamedTuple):
         """(B, ...) in, (B, D) out, on the module's device."""
         tensors = chain(self.module.parameters(), self.module.buffers())
         home = next((tensor.device for tensor in tensors), torch.device("cpu"))
-        output = self.run(images.to(home, non_blocking=True))
+        # Elsewhere than on CUDA a copy that is not waited for may read what has been freed.
+        output = self.run(images.to(home, non_blocking=home.type == "cuda"))
         if not isinstance(output, Tensor):
             raise TypeError(
                 f"The model should return a tensor, got {type(output).__name__}; use "

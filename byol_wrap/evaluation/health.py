@@ -21,7 +21,10 @@ class Outputs(NamedTuple):
 
 def figures(outputs: Outputs) -> dict[str, float]:
     """All that can be told of a batch's outputs; reads from the device."""
-    first, second, projection = outputs
+    # It is read anyway, and devices other than CUDA's lack operators, such as the SVD.
+    first, second, projection = (x if x is None or x.is_cuda else x.cpu() for x in outputs)
+    assert first is not None
+    assert projection is not None
     told = {
         "std_ratio": std_ratio(first),
         "rank": effective_rank(first),
@@ -164,7 +167,7 @@ def relative_distance(module: nn.Module, other: nn.Module) -> Tensor:
 
 def _shared(p: Tensor, q: Tensor) -> bool:
     plain = type(p.data) is Tensor and type(q.data) is Tensor  # a sharded one has no address
-    return plain and p.data_ptr() == q.data_ptr()
+    return plain and p.data_ptr() == q.data_ptr() != 0  # as on XLA
 
 
 def _wide(x: Tensor) -> Tensor:

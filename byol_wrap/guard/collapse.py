@@ -1,6 +1,7 @@
 """Notices a collapse, and says what may have caused it."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,14 +24,20 @@ class Run:
     """What there is to know of a training run beside its outputs.
 
     Attributes:
-        tau: the decay of the target's next update; None where there is no target.
+        decay: gives that of the target's next update, which may wait; None where there is no
+            target.
         predictor: of the learner; None for a method without one.
         optimizer: which one trains the learner, where that is known.
     """
 
-    tau: float | None
+    decay: Callable[[], float] | None
     predictor: nn.Module | None
     optimizer: Optimizer | None
+
+    @property
+    def tau(self) -> float | None:
+        """The decay of the target's next update; None where there is no target."""
+        return None if self.decay is None else self.decay()
 
 
 class CollapseWatch:
@@ -65,11 +72,11 @@ class CollapseWatch:
             self._collapsed_looks = self._collapsed_looks + 1 if min(ratios) < COLLAPSED else 0
             self._look = None
         if self._look is None:
-            cuda = outputs.representation1.is_cuda
             kinds = (outputs.representation1, outputs.projection1)
             look = torch.stack([std_ratio(features).float() for features in kinds])
-            self._look = look.to("cpu", non_blocking=cuda)
-            self._copied = torch.cuda.current_stream().record_event() if cuda else None
+            self._look = look.to("cpu", non_blocking=look.is_cuda)
+            stream = torch.cuda.current_stream(look.device) if look.is_cuda else None
+            self._copied = stream.record_event() if stream else None
         if not ratios or self._collapsed_looks < LOOKS:
             return None
         return dict(zip(("representations", "projections"), ratios, strict=True))

@@ -13,7 +13,7 @@ SHARE_OUTSIDE = 0.01  # of all values outside [0, 1] is more than resizing leave
 SMALLEST_SPREAD, LARGEST_SPREAD = 0.02, 20.0  # of pixels within an image that is normalised
 SMALLEST_RAW_SPREAD = 1e-4  # of one that is not
 FLAT_LOOKS = 3  # one black batch is no error
-BATCHES_CHECKED = 10  # how many batches are checked for NaN where a check waits for the device
+BATCHES_CHECKED = 10  # how many batches of floats are checked where a check waits for the device
 
 
 class Gate:
@@ -52,7 +52,7 @@ class Gate:
             self.batch(images, device)
             return
         check_images(images, channels, device)
-        low, high = self._range(images, "images")
+        (low, high), *_ = self._ranges(images=images)
         if low < FAR_BELOW or high > FAR_ABOVE:
             warn("range", far_from_unit_message(low, high))
         elif low < -TOLERANCE or high > 1 + TOLERANCE:
@@ -105,20 +105,21 @@ class Gate:
     def batch(self, batch: Tensor, device: torch.device) -> None:
         """Check a batch of any shape that is fed as it is; see ``check_batch``."""
         check_batch(batch, device, "images")
-        self._range(batch, "images")
+        self._ranges(images=batch)
 
     def pair(self, view1: Tensor, view2: Tensor, device: torch.device) -> None:
         """Check two views that are fed as they are; see ``check_pair``."""
         check_pair(view1, view2, device)
-        self._range(view1, "view1")
-        self._range(view2, "view2")
+        self._ranges(view1=view1, view2=view2)
 
-    def _range(self, batch: Tensor, name: str) -> tuple[float, float]:
-        if batch.device.type != "cpu":
+    def _ranges(self, **batch: Tensor) -> list[tuple[float, float]]:
+        """The smallest and the largest value of each part of a batch; (0, 1) where none is read."""
+        floats = [part for part in batch.values() if part.is_floating_point()]
+        if any(part.device.type != "cpu" for part in floats):
             if self._batches_checked >= BATCHES_CHECKED:
-                return 0.0, 1.0
+                return [(0.0, 1.0)] * len(batch)
             self._batches_checked += 1
-        return check_values(batch, name)
+        return [check_values(part, name) for name, part in batch.items()]
 
 
 def share_outside(images: Tensor) -> float:

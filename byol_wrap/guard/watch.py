@@ -67,8 +67,8 @@ class Watch:
             return
         self._steps += 1
         self._steps_since_update += 1
-        still = self._steps_since_update > STEPS_WITHOUT_UPDATE
-        if still and run.tau is not None and run.tau < 1:
+        still = self._steps_since_update > STEPS_WITHOUT_UPDATE and "still" not in self._warned
+        if still and (tau := run.tau) is not None and tau < 1:
             self.warn(
                 "still",
                 f"The target network has not been updated for {STEPS_WITHOUT_UPDATE} training "

@@ -36,7 +36,8 @@ def own_share(rows: Tensor) -> Tensor:
 
 def same_permutation(count: int, device: torch.device) -> Tensor:
     """A random order of ``count`` rows, drawn on the host, the same in all processes."""
-    order = torch.randperm(count, device="cpu").to(device, non_blocking=True)
+    # Elsewhere than on CUDA a copy that is not waited for may read what has been freed.
+    order = torch.randperm(count, device="cpu").to(device, non_blocking=device.type == "cuda")
     if in_group():
         dist.broadcast(order, 0)
     return order

@@ -179,13 +179,14 @@ class LARS(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            if parameters:
-                self._step(parameters, group)
+            for device in dict.fromkeys(p.device for p in parameters):
+                self._step([p for p in parameters if p.device == device], group)
         return loss
 
     def _step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        updates = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
+        updates = [p.grad for p in parameters if p.grad is not None]
+        if not group["lars_exclude"] or group["weight_decay"] != 0:
+            updates = list(torch._foreach_add(updates, parameters, alpha=group["weight_decay"]))
         if not group["lars_exclude"]:
             torch._foreach_mul_(updates, _trust(parameters, updates, group["eta"]))
         for parameter in parameters:
@@ -198,9 +199,11 @@ class LARS(Optimizer):
 
 
 def _trust(parameters: list[Tensor], updates: list[Tensor], eta: float) -> list[Tensor]:
-    """The scale of each update: eta |p| / |u|, and 1 where either norm is 0."""
-    ratios = []
-    norms = zip(torch._foreach_norm(parameters), torch._foreach_norm(updates), strict=True)
-    for size, step in norms:
-        ratios.append(torch.where((size > 0) & (step > 0), eta * size / step, 1.0))
-    return ratios
+    """The scale of each update: eta |p| / |u|, and 1 where either norm is 0.
+
+    All in one vector: operators do not grow with the number of parameters.
+    """
+    sizes = torch.stack(torch._foreach_norm(parameters))
+    steps = torch.stack(torch._foreach_norm(updates))
+    ratios = torch.where((sizes > 0) & (steps > 0), eta * sizes / steps, 1.0)
+    return list(ratios.unbind())

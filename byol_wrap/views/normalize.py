@@ -54,6 +54,9 @@ class Normalize:
             )
         self._on_device: dict[torch.device, Tensor] = {}
 
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "_on_device": {}}  # which loading may put on another device
+
     def __call__(self, images: Tensor) -> Tensor:
         """(B, C, ...) in, the same shape out."""
         if images.device not in self._on_device:

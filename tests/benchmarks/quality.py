@@ -170,9 +170,10 @@ def run(name: str, seed: int, data: Data, args: argparse.Namespace) -> dict[str,
         return seconds + time.perf_counter() - began
 
     saved = time.perf_counter()
+    order = Order(len(data.train_images), entry.batch_size, seed, args.device)
     for step in range(done, steps):
-        chosen = batch_indices(len(data.train_images), entry.batch_size, step, seed)
-        images, labels = (x[chosen.to(x.device)] for x in (data.train_images, data.train_labels))
+        chosen = order.batch(step)
+        images, labels = data.train_images[chosen], data.train_labels[chosen]
         with torch.autocast(args.device.type, torch.bfloat16, enabled=args.device.type == "cuda"):
             loss = entry.step(images, labels)
         done = step + 1
@@ -195,12 +196,25 @@ def run(name: str, seed: int, data: Data, args: argparse.Namespace) -> dict[str,
     return result
 
 
-def batch_indices(count: int, batch_size: int, step: int, seed: int) -> Tensor:
-    """Which images a step gets: all in a new order each epoch, and no incomplete batch."""
-    an_epoch = count // batch_size
-    generator = torch.Generator().manual_seed(1_000_003 * seed + step // an_epoch)
-    order = torch.randperm(count, generator=generator)
-    return order[step % an_epoch * batch_size :][:batch_size]
+class Order:
+    """Which images a step gets: all in a new order each epoch, and no incomplete batch.
+
+    An epoch's order is drawn on the host and copied once, so that no other step waits for the
+    device.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, device: torch.device) -> None:
+        self.count, self.batch_size, self.seed, self.device = count, batch_size, seed, device
+        self.epoch, self.order = -1, torch.empty(0)
+
+    def batch(self, step: int) -> Tensor:
+        """Indices (batch_size,) on the device."""
+        epoch, place = divmod(step, self.count // self.batch_size)
+        if epoch != self.epoch:
+            generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
+            order = torch.randperm(self.count, generator=generator)
+            self.epoch, self.order = epoch, order.to(self.device)
+        return self.order[place * self.batch_size :][: self.batch_size]
 
 
 @torch.no_grad()

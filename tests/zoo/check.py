@@ -17,9 +17,11 @@ from byol_wrap.views import as_pair
 
 METHODS: dict[str, Callable[..., Learner]] = {
     "BYOL": partial(BYOL, projection_hidden_size=64, moving_average_decay=0.5),
-    "SimSiam": partial(SimSiam, prediction_hidden_size=8),
-    "SimCLR": SimCLR,
-    "MoCo": partial(MoCo, queue_size=16, key_parts=2, moving_average_decay=0.5),
+    "SimSiam": partial(SimSiam, projection_hidden_size=64, prediction_hidden_size=8),
+    "SimCLR": partial(SimCLR, projection_hidden_size=64),
+    "MoCo": partial(
+        MoCo, projection_hidden_size=64, queue_size=16, key_parts=2, moving_average_decay=0.5
+    ),
 }
 BATCH = 4  # images; two of more than 512 pixels
 MOST_PARAMETERS = 1.5e8  # a step with more does not fit the machines that tests run on

@@ -1,0 +1,95 @@
+"""The target's pace: tau, constant or along a cosine, and how many updates there were."""
+
+import math
+from operator import index as as_index
+
+import torch
+from torch import Tensor
+
+
+class Pace:
+    """How far the target moves with its next update: tau, constant or along a cosine.
+
+    Keeps the number of updates on the host, so that a step does not wait for the device.
+
+    Attributes:
+        base: tau of the first update, in [0, 1].
+        total_steps: over how many updates it rises to 1; None keeps it constant.
+        updates: how many there were; None where it must be read off the device first.
+
+    Raises:
+        ValueError: one of them out of its range.
+    """
+
+    def __init__(self, base: float, total_steps: int | None) -> None:
+        if not 0 <= base <= 1:
+            raise ValueError(f"moving_average_decay lies in [0, 1], got {base}.")
+        try:
+            self.total_steps = None if total_steps is None else as_index(total_steps)
+        except TypeError:
+            self.total_steps = 0
+        if self.total_steps is not None and self.total_steps < 1:
+            raise ValueError(f"total_steps should be an integer >= 1 or None, got {total_steps!r}.")
+        self.base = base
+        self.updates: int | None = None  # None where it must be read off the device first
+
+    def tau(self, step: Tensor) -> float:
+        """The decay of the next update, after ``step`` of them."""
+        if self.total_steps is None:
+            return self.base
+        if self.updates is None:
+            self.updates = int(step)
+        return cosine_ema_decay(self.updates, self.total_steps, self.base)
+
+    def tau_unless(self, skipped: Tensor, step: Tensor) -> Tensor:
+        """The same on the device, without a wait; 1, which changes nothing, if ``skipped`` is."""
+        wide = torch.float32 if step.device.type == "mps" else torch.float64
+        pace = torch.full((), 1 - self.base, dtype=wide, device=step.device)
+        if self.total_steps is not None:
+            pace *= (step.to(wide) / self.total_steps).clamp(max=1).mul(math.pi / 2).cos().square()
+        return 1 - pace * _is_taken(skipped, step)
+
+    def advance(self, step: Tensor, skipped: Tensor | None = None) -> None:
+        """Count one more update, if it is one."""
+        step += 1 if skipped is None else _is_taken(skipped, step)
+        self.updates = None if self.updates is None or skipped is not None else self.updates + 1
+
+    def read_anew(self) -> None:
+        """Forget what is known of the count: it was loaded."""
+        self.updates = None
+
+
+def _is_taken(skipped: Tensor, step: Tensor) -> Tensor:
+    return skipped.to(step.device).reshape(()).eq(0).to(step.dtype)
+
+
+def cosine_ema_decay(step: int, total_steps: int, base: float) -> float:
+    """The decay tau of one update of the target: from ``base`` to 1 along half a cosine.
+
+    ``tau_k = 1 - (1 - base) (cos(pi k / K) + 1) / 2``, held at 1 past the last step.
+
+    Args:
+        step: k, how many updates came before this one, at least 0.
+        total_steps: K, at least 1.
+        base: tau of the first update, in [0, 1].
+
+    Returns:
+        tau in [base, 1].
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Reference:
+        Grill et al. 2020, section 3.3.
+
+    Example:
+        >>> [round(cosine_ema_decay(k, 100, 0.99), 4) for k in (0, 50, 100, 150)]
+        [0.99, 0.995, 1.0, 1.0]
+    """
+    if step < 0 or total_steps < 1 or not 0 <= base <= 1:
+        raise ValueError(
+            "cosine_ema_decay expects step >= 0, total_steps >= 1 and base in [0, 1], got "
+            f"step={step}, total_steps={total_steps}, base={base}."
+        )
+    progress = min(step / total_steps, 1.0)
+    return 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2
