@@ -1,5 +1,6 @@
 """Self-supervised learning around the backbone you have: BYOL, SimSiam, SimCLR, MoCo."""
 
+from byol_wrap.backbone.listing import representation_candidates
 from byol_wrap.evaluation import extract_features, knn_accuracy, linear_probe, linear_probe_sgd
 from byol_wrap.learner import Learner
 from byol_wrap.methods.byol import BYOL
@@ -52,6 +53,7 @@ __all__ = [
     "moco_loss",
     "nt_xent_loss",
     "param_groups",
+    "representation_candidates",
     "simsiam_loss",
     "warmup_cosine",
 ]

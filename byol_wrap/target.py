@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from byol_wrap.backbone.encoder import Encoder, copy_net, freeze
+from byol_wrap.backbone.copying import copy_net
+from byol_wrap.backbone.encoder import Encoder, freeze
 
 
 class Target(Encoder):

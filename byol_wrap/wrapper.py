@@ -6,15 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from byol_wrap.backbone.encoder import (
-    Encoder,
-    check_net,
-    copy_net,
-    first_channels,
-    float_parameter,
-    moved,
-    probe,
-)
+from byol_wrap.backbone.channels import channels_of, on_noise, possible_channels
+from byol_wrap.backbone.encoder import Encoder, check_net, float_parameter, moved
 from byol_wrap.backbone.finding import check_pool, layer_name
 from byol_wrap.backbone.modes import eval_mode, is_recorded, outside_graph
 from byol_wrap.backbone.reading import Pool, Representation
@@ -66,7 +59,8 @@ class Wrapper(Checkpointed):
             )
         check_net(net)
         hidden_layer = plain_integer(hidden_layer)
-        self.channels = first_channels(net) if channels is None else check_channels(channels)
+        guesses = possible_channels(net) if channels is None else [check_channels(channels)]
+        self.channels = guesses[0]
         self._hidden_layer = None if hidden_layer is None else layer_name(net, hidden_layer)
         self._pool = check_pool(pool)
         size = None if image_size is None else as_pair(image_size)
@@ -81,11 +75,12 @@ class Wrapper(Checkpointed):
         self._watch = Watch()
         self._gate = Gate()
         if size is not None:
-            self._build_on_noise(size, guessed=channels is None)
+            self.channels, _ = on_noise(net, guesses, size, self._build)
         self._own_views = augment_fn is not None and not is_random_view(augment_fn)
         unnormalized = mean is None and std is None and self._own_views
         normalize = None if unnormalized else normalization(mean, std, self.channels)
         self._views = Views(augment_fn, augment_fn2, size, normalize, recipes=recipes)
+        self._channels_are_guessed = channels is None and mean is None
 
     @property
     def net(self) -> nn.Module:
@@ -193,6 +188,8 @@ class Wrapper(Checkpointed):
         return images
 
     def _check_images(self, images: Tensor) -> None:
+        if self.representation is None and self._channels_are_guessed:
+            self._settle_channels(images)
         warn, any_shape = self._watch.warn, self._own_views
         self._gate.images(images, self.channels, self._place(), warn, any_shape=any_shape)
 
@@ -219,35 +216,26 @@ class Wrapper(Checkpointed):
 
     # What is found out about the net
 
-    def _build_on_noise(self, size: tuple[int, int], *, guessed: bool) -> None:
-        """Build before there are images; a guess of their channels that fails is mended."""
-
-        def build() -> None:
-            self._build(noise(2, self.channels, *size).to(float_parameter(self.net).device))
-
-        try:
-            build()
-        except ValueError as error:
-            guess, self.channels = self.channels, 3
-            if not guessed or guess == 3:
-                raise
-            try:  # a net that folds pixels into channels before its first convolution
-                build()
-            except ValueError:
-                raise error from None
+    def _settle_channels(self, images: Tensor) -> None:
+        """Mend a guess of the images' channels by the first images."""
+        guess, self.channels = self.channels, channels_of(self.net, images, self.channels)
+        if self.channels != guess and self._views.normalize is not None:
+            self._views.normalize = normalization(None, None, self.channels)
 
     @torch.inference_mode(False)
     def _build(self, sample: Tensor) -> None:
         """Find the representation on ``sample``, an input of the net, and size the heads for it."""
-        copied = self.target.net if self.has_target else copy_net(self.net)
-        representation, unused, behind = probe(copied, sample, self._hidden_layer, self._pool)
-        self._size_heads(representation.size)
-        self.online.representation = representation
+        copied = self.target.net if self.has_target else None
+        found = probe(self.net, sample, self._hidden_layer, self._pool, copied)
+        if found.doubt:
+            self._watch.warn("reading", found.doubt)
+        self._size_heads(found.representation.size)
+        self.online.representation = found.representation
         if self.has_target:
-            self.target.representation = representation
-            self.target.share(self.online, behind)
+            self.target.representation = found.representation
+            self.target.share(self.online, found.behind)
         # Read by DistributedDataParallel, which otherwise waits for gradients that never come.
-        self._ddp_params_and_buffers_to_ignore = [f"online.net.{name}" for name in unused]
+        self._ddp_params_and_buffers_to_ignore = [f"online.net.{name}" for name in found.unused]
 
     # State
 
@@ -281,9 +269,3 @@ class Wrapper(Checkpointed):
             self.target.share(self.online, self.target.behind)  # which were moved one by one
         self._watch.forget_batch()
         return self
-
-
-def noise(*shape: int) -> Tensor:
-    """Numbers in [0, 1), always the same, whatever the default dtype and device are."""
-    drawn = torch.Generator("cpu")
-    return torch.rand(shape, generator=drawn, dtype=torch.float32, device="cpu")

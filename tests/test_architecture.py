@@ -23,7 +23,7 @@ ALLOWED = {
     "following": {"attachment", "guard", "pace", "wrapper"},
     "learner": {"backbone", "evaluation", "following", "guard", "views"},
     "methods": {"learner", "views"},
-    "__init__": {"evaluation", "learner", "methods", "pace", "training", "views"},
+    "__init__": {"backbone", "evaluation", "learner", "methods", "pace", "training", "views"},
 }
 
 

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from byol_wrap.backbone.finding import find_representation
 from byol_wrap.backbone.modes import eval_mode
-from byol_wrap.backbone.reading import Pool, Representation
+from byol_wrap.backbone.reading import Representation
 from byol_wrap.backbone.trainable import check_module, check_not_quantised
 
 
@@ -137,12 +136,6 @@ def freeze(module: nn.Module) -> None:
         parameter.requires_grad = False
 
 
-def first_channels(net: nn.Module) -> int:
-    """How many channels the first convolution of a net takes; 3 where there is none."""
-    convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    return next((m.in_channels for m in net.modules() if isinstance(m, convolutions)), 3)
-
-
 def check_net(net: nn.Module) -> None:
     """Refuse what a learner cannot wrap.
 
@@ -172,78 +165,3 @@ def check_net(net: nn.Module) -> None:
         )
     check_not_quantised(net)
     float_parameter(net)
-
-
-def copy_net(net: nn.Module) -> nn.Module:
-    """A deep copy of a user's net, to be its moving average.
-
-    Raises:
-        RuntimeError: it cannot be copied.
-    """
-    # Values that a forward left on a module (a cached output, an old-style weight norm's weight)
-    # belong to a graph, which cannot be copied: the copy gets them without it.
-    cached = {
-        id(value): value.detach().clone()
-        for module in net.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    }
-    try:
-        with torch.no_grad():  # else the copies of a scripted module's parameters have a graph
-            return copy.deepcopy(net, cached)
-    except Exception as error:
-        raise RuntimeError(
-            f"net cannot be copied for the target network: copy.deepcopy(net) says {error}"
-        ) from error
-
-
-def probe(
-    net: nn.Module, sample: Tensor, hidden_layer: str | int | None, pool: Pool | None
-) -> tuple[Representation, set[str], set[str]]:
-    """Find the representation of ``net`` by running it once, in eval mode, and leave no trace.
-
-    Training flags, buffers and the random state are afterwards what they were; parameters are left
-    frozen, as those of a target network are. See ``find_representation``. Where tensors have no
-    address to tell them by, as on XLA or a meta device, a copy is run on the host.
-    """
-    if not _has_address(sample):
-        freeze(net)
-        net = on_host(net)
-        sample = sample.new_zeros(sample.shape, device="cpu") if sample.is_meta else sample.cpu()
-    devices = [sample.device] if sample.device.type == "cuda" else []
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in net.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
-    with (
-        torch.random.fork_rng(devices),
-        eval_mode(net),
-        torch.enable_grad(),
-    ):
-        try:
-            return find_representation(net, as_input(net, sample.clone()), hidden_layer, pool)
-        finally:
-            freeze(net)
-            with torch.no_grad():
-                for module, name, buffer, before in buffers:
-                    setattr(module, name, buffer.copy_(before))
-
-
-def on_host(net: nn.Module) -> nn.Module:
-    """A copy of a net on the host; where it has no values, with zeros."""
-    copied = copy_net(net)
-    if not float_parameter(net).is_meta:
-        return copied.to("cpu")
-    copied.to_empty(device="cpu")
-    with torch.no_grad():
-        for tensor in (*copied.parameters(), *copied.buffers()):
-            tensor.zero_()
-    return copied
-
-
-def _has_address(x: Tensor) -> bool:
-    try:
-        return x.untyped_storage().data_ptr() != 0
-    except RuntimeError:
-        return False

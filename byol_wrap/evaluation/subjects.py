@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
-from byol_wrap.backbone.encoder import copy_net, probe
+from byol_wrap.backbone.probing import probe
 from byol_wrap.data import ImageFiles
 from byol_wrap.evaluation.batches import Labels, as_labels, describe
 from byol_wrap.evaluation.features import BATCH_SIZE, Reader, gather, is_learner, reader, unwrapped
@@ -162,7 +162,7 @@ def _reader(model: nn.Module, loader: Iterable[Any]) -> Reader:
     def run(images: Tensor) -> Tensor:
         images = images.float() / 255 if images.dtype == torch.uint8 else images
         if not found:
-            found.append(probe(copy_net(model), images[:2], None, None)[0])
+            found.append(probe(model, images[:2], None, None).representation)
         features: Tensor = found[0].read(model, images)
         return features
 
