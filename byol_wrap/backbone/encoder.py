@@ -141,7 +141,7 @@ def check_net(net: nn.Module) -> None:
     Raises:
         TypeError: not a module, or one that cannot be read: a DDP or DataParallel wrapper, a
             compiled module, one with lazy parameters that have no size yet.
-        ValueError: nothing in it can be trained, or it has no values.
+        ValueError: nothing in it can be trained.
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"net should be an nn.Module, got {type(net).__name__}.")
@@ -162,9 +162,4 @@ def check_net(net: nn.Module) -> None:
             "net has lazy parameters that have no size yet: run one batch through it before "
             "wrapping it."
         )
-    if float_parameter(net).is_meta:
-        raise ValueError(
-            "net is on the meta device, where weights have no values: give it some before wrapping "
-            "it, net.to_empty(device=...) and then its weights, or build it outside of "
-            "torch.device('meta')."
-        )
+    float_parameter(net)
