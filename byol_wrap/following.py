@@ -109,7 +109,7 @@ class Following(Wrapper):
 
     @torch.no_grad()
     def _update(self, skipped: Tensor | None = None) -> None:
-        check_not_captured(self._place())
+        check_not_captured()
         name, head = self._last_head()
         if (pace := self._pace) is not None:
             if self._watch.may_follow(head):

@@ -136,7 +136,7 @@ class Wrapper(Checkpointed):
         Raises:
             TypeError, ValueError: as ``forward``.
         """
-        check_not_captured(self._place())
+        check_not_captured()
         self._check_images(images)
         return self._views(images)
 
@@ -150,7 +150,7 @@ class Wrapper(Checkpointed):
                 "nn.DataParallel runs copies of a learner that share its hooks: use "
                 "torch.nn.parallel.DistributedDataParallel(learner)."
             )
-        check_not_captured(self._place())
+        check_not_captured()
         fed = "images" if view2 is None else "views"
         if view2 is None:
             self._check_images(images)

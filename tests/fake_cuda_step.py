@@ -41,6 +41,7 @@ class Elsewhere(TorchDispatchMode):
             "set_rng_state": mock.MagicMock(),
             "is_bf16_supported": mock.MagicMock(),
             "is_current_stream_capturing": lambda: self.capturing,
+            "is_initialized": lambda: self.capturing,
         }
         self.others = [
             FakeTensorMode(allow_non_fake_inputs=True),

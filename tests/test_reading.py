@@ -105,6 +105,34 @@ def test_what_only_squashes_or_reshapes_is_not_the_representation(name: str) -> 
     check(SQUASHED[name](), IMAGE, ("fc", "input", same))
 
 
+def by_convolution(*behind: nn.Module, classes: int = 20) -> Callable[[], nn.Module]:
+    """Scores of places that are then averaged."""
+    return lambda: nn.Sequential(
+        encoder(), nn.Conv2d(16, classes, 1), *behind, nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+
+
+CONVOLUTIONS: dict[str, tuple[Callable[[], nn.Module], Oracle]] = {
+    "ReLU, as in SqueezeNet": (by_convolution(nn.ReLU()), ("1", "input", mean)),
+    "LeakyReLU, as in Darknet": (by_convolution(nn.LeakyReLU()), ("1", "input", mean)),
+    "nothing": (by_convolution(), ("1", "input", mean)),
+    "a kernel over all that is left": (
+        lambda: nn.Sequential(encoder(), nn.Conv2d(16, 4, 8), nn.Flatten()),
+        ("1", "input", mean),
+    ),
+    "a norm, as in MobileNet's features": (
+        by_convolution(nn.BatchNorm2d(20), nn.ReLU()),
+        ("5", "output", same),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_convolution_that_classifies_is_passed(name: str) -> None:
+    build, oracle = CONVOLUTIONS[name]
+    check(build(), IMAGE, oracle)
+
+
 def test_heads_of_several_layers_share_their_trunk() -> None:
     def head() -> nn.Module:
         return nn.Sequential(nn.Linear(12, 2), nn.ReLU(), nn.Linear(2, 3))
@@ -293,6 +321,18 @@ class Pyramid(nn.Module):
         return {"p0": maps[0], "p1": maps[1], "p2": maps[2], "p3": F.max_pool2d(maps[2], 1, 2)}
 
 
+def extra_levels(net: Any, x: Tensor) -> list[Tensor]:
+    maps = list(net.body(x))
+    maps.append(net.p5(maps[-1]))
+    return [*maps, F.max_pool2d(maps[-1], 1, 2)]
+
+
+def test_extra_levels_behind_the_backbone_are_not_its_deepest() -> None:
+    net = Function(extra_levels, body=Stages(lambda a, b, c: (a, b, c)))
+    net.p5 = nn.Conv2d(20, 12, 1, 2)
+    check(net, IMAGE, ("body.c", "output", mean))
+
+
 @pytest.mark.parametrize(
     "pack",
     [
@@ -408,6 +448,17 @@ DENSE: dict[str, tuple[Callable[[], nn.Module], Oracle]] = {
         ),
         ("encoder", "output", mean),
     ),
+    "scores refined in stages": (
+        lambda: Function(
+            lambda net, x: (
+                lambda f: (lambda y: torch.cat([y, net.two(torch.cat([f, y], 1))], 1))(net.one(f))
+            )(net.encoder(x)),
+            encoder=encoder(),
+            one=nn.Conv2d(16, 4, 1),
+            two=nn.Conv2d(20, 4, 1),
+        ),
+        ("two", "input", mean),
+    ),
     "a map of few classes": (
         lambda: nn.Sequential(encoder(), nn.Conv2d(16, 3, 1)),
         ("1", "input", mean),
@@ -519,6 +570,8 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch(x).flatten(2).transpose(1, 2)
+        if self.joins == "registers":
+            x = torch.cat([self.cls_token.expand(len(x), 4, -1), x], 1)
         token = self.cls_token[:, : 0 if self.joins == "empty" else 1].expand(len(x), -1, -1)
         for i, block in enumerate(self.blocks):
             if self.joins == ("first", "late")[i] or (self.joins == "empty" and not i):
@@ -547,6 +600,7 @@ TOKENS: dict[str, tuple[Callable[[], nn.Module], Oracle]] = {
         lambda: Transformer("last"),
         ("norm", "output", first),
     ),
+    "registers alone": (lambda: Transformer("registers"), ("norm", "output", lambda x: x.mean(1))),
     "one of no rows": (lambda: Transformer("empty"), ("norm", "output", lambda x: x.mean(1))),
     "one that is owned and not used": (
         lambda: Transformer("never"),

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from byol_wrap.backbone.classifier import heads_of
 from byol_wrap.backbone.graph import Edge, ancestors, leaves
 from byol_wrap.backbone.recording import Call, Record, Value
 
@@ -86,7 +87,11 @@ def _steps(
             and len(v.tensor) == record.batch
             and v.tensor.ndim > 1
         ]
-        given = [(count, v) for count, v in given if count > 1 or v.tensor.ndim == 2]
+        given = [
+            (count, v)
+            for count, v in given
+            if (v.tensor.ndim == 2 if count == 1 else not _are_scores(record, v))
+        ]
         if not given or record.times[call.name] > 1:
             continue
         least = min(count for count, _ in given)
@@ -96,6 +101,12 @@ def _steps(
         steps.append(_Step(value, value.place, least, record.graph.size(bits & ~seen, sizes)))
         seen |= bits
     return steps
+
+
+def _are_scores(record: Record, value: Value) -> bool:
+    """Whether a map comes from a classifier of its places."""
+    heads = heads_of(record, value.place) if value.place else []
+    return bool(heads) and all(head.narrows and not head.is_rectified for head in heads)
 
 
 def _narrow(steps: list[_Step], end: int, output: Edge) -> list[_Step]:

@@ -1,6 +1,5 @@
 """Chooses the value of a forward that represents an image: the rule."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 
@@ -11,12 +10,10 @@ from byol_wrap.backbone.classifier import Head, heads_of, is_mixing, last_of, tr
 from byol_wrap.backbone.graph import (
     Edge,
     ancestors,
-    channel_dim,
     kind,
     parents,
-    shape_of,
-    tokens_in_front,
 )
+from byol_wrap.backbone.measuring import VIEWS, Measure, is_pyramid, width, without_extras
 from byol_wrap.backbone.reading import MAIN_FIELDS, Part, Representation, main_tensor, take
 from byol_wrap.backbone.recording import Call, Record, Side, Value
 
@@ -64,32 +61,23 @@ class Choice:
     doubt: str = ""
 
 
-class Chooser:
-    """Chooses on one forward.
-
-    Args:
-        record: of the forward.
-        sample: what the net was fed.
-    """
-
-    def __init__(self, record: Record, sample: Tensor) -> None:
-        self.record, self.sample = record, sample
-        self.sizes = {id(p): p.numel() for p in record.net.parameters()}
+class Chooser(Measure):
+    """Chooses on one forward."""
 
     def choose(self) -> Choice:
         """The input of the classifiers; of maps the deepest; of a dense output the bottleneck."""
-        outputs = self._outputs()
+        outputs = without_extras(self, self._outputs())
         if not outputs:
             return Choice(self._net_output(main_tensor(self.record.output)))
         deepest = self._deepest(outputs)
         if deepest.tensor.ndim == 2 and deepest.tensor.numel() == self.sample.numel():
             return self._narrowest(deepest, lambda v: v.tensor[0].numel()) or self._end(deepest)
-        ends = [(v, heads) for v in outputs if (heads := self._ends(v, outputs))]
+        items = [v for v in outputs if v.tensor.ndim == 2] if is_pyramid(self, outputs) else outputs
+        ends = [(v, heads) for v in items if (heads := self._ends(v, outputs))]
         if ends:
             return self._before_classifier(ends)
-        if self.positions(deepest) == 1:
-            return self._end(deepest)
-        return self._narrowest(deepest, self.positions) or self._end(deepest)
+        found = self._narrowest(deepest, self.positions) if self.positions(deepest) > 1 else None
+        return found or self._end(self._before_fusing(deepest, outputs))
 
     def _narrowest(self, output: Value, positions: Callable[[Value], int]) -> Choice | None:
         found = find_bottleneck(self.record, output, positions, self.channels)
@@ -119,47 +107,25 @@ class Chooser:
                 return [value for value in usable if value.tensor is main]
         return usable
 
-    def channels(self, value: Value) -> int:
-        """Which dimension holds the channels: 1, -1 for the last, or one in between."""
-        tensor = value.tensor
-        if tensor.ndim == 2:
-            return 1
-        found = None if value.place is None else channel_dim(value.place)
-        if not found or found >= tensor.ndim:
-            found = tensor.ndim - 1 if tensor.ndim == 3 or self._is_channels_last(tensor) else 1
-        return -1 if found == tensor.ndim - 1 else found
-
-    def _is_channels_last(self, tensor: Tensor) -> bool:
-        """Whether a map is (B, H, W, C): its aspect is then that of the images in dims 1 and 2."""
-        if tensor.ndim != 4 or self.sample.ndim != 4:
-            return False
-        _, a, b, c = tensor.shape
-        aspect = self.sample.shape[2] / self.sample.shape[3]
-        return abs(math.log(a / b / aspect)) < abs(math.log(b / c / aspect))
-
-    def positions(self, value: Value) -> int:
-        """How many positions of a map, or tokens, a value has; 1 for a vector.
-
-        A class token and what joined with it do not count.
-        """
-        shape, channels = value.tensor.shape, self.channels(value)
-        count = math.prod(shape[1:]) // max(1, shape[channels])
-        if len(shape) == 3 and channels == -1 and value.place:
-            count -= min(count - 1, tokens_in_front(value.place, count))
-        return count
-
-    def mass(self, place: Edge | None) -> int:
-        """How many numbers of the net a value depends on."""
-        graph = self.record.graph
-        return graph.size(graph.bits(place), self.sizes)
-
     # Classifiers
 
     def _heads(self, value: Value) -> list[Head]:
         """The heads of a value that can be read before."""
         assert value.place is not None
         heads = heads_of(self.record, value.place)
+        rectified = [head for head in heads if head.is_rectified]
+        if rectified and not self._is_pooled(value, rectified):
+            return []
         return heads if all(self._before(head) for head in heads) else []
+
+    def _is_pooled(self, value: Value, heads: Sequence[Head]) -> bool:
+        """Whether a value is the mean of maps of scores, or gives probabilities of places."""
+        node = value.place[0] if value.place else None
+        while node is not None and kind(node) in (*VIEWS, "Permute", "Transpose"):
+            node = parents(node)[0][0]
+        if self.positions(value) > 1:
+            return node is not None and kind(node) in ("Softmax", "LogSoftmax", "Sigmoid")
+        return all(self.positions(self._before(head)[0].value) > 1 for head in heads)
 
     def _ends(self, value: Value, outputs: Sequence[Value]) -> list[Head]:
         """The heads that give an item's scores, and not what a map is made from.
@@ -205,7 +171,7 @@ class Chooser:
 
     def _before_narrowing(self, head: Head, of_places: bool) -> list[Tap]:
         place = trunk_of(self.record, head)
-        if place is None or not (of_places or shape_of(*head.reads)[-1] < _width(place)):
+        if place is None or not (of_places or width(head.reads) < width(place)):
             return []
         calls = [call for call in self.record.calls if call.input and call.input.place == place]
         return [
@@ -238,6 +204,13 @@ class Chooser:
             outputs,
             key=lambda v: (self.mass(v.place), -self.positions(v), v.tensor is main),
         )
+
+    def _before_fusing(self, deepest: Value, outputs: Sequence[Value]) -> Value:
+        """In place of a map that others were scaled up for, one as coarse that was not."""
+        if not _is_upsampled(deepest):
+            return deepest
+        coarse = [v for v in outputs if self.positions(v) <= self.positions(deepest)]
+        return self._deepest([v for v in coarse if not _is_upsampled(v)] or [deepest])
 
     def _dense(self, output: Value) -> str:
         shape = tuple(output.tensor.shape[1:])
@@ -275,13 +248,6 @@ class Chooser:
         return [Tap("", "output", part, value), *self.taps(value.place)]
 
 
-def _width(place: Edge) -> int:
-    """The channels of a value, or those of the map that it is, flattened."""
-    shape = shape_of(*place)
-    while kind(place[0]) in ("View", "UnsafeView", "Reshape", "ReshapeAlias") and len(shape) == 2:
-        place = parents(place[0])[0]
-        if len(shape_of(*place)) > 2:
-            dim = channel_dim(place)
-            return shape_of(*place)[1 if dim is None else dim]
-        shape = shape_of(*place)
-    return shape[-1]
+def _is_upsampled(value: Value) -> bool:
+    made = ancestors(value.place) if value.place else set()
+    return any(kind(node).startswith("Upsample") for node in made)

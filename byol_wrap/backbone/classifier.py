@@ -5,9 +5,10 @@ features.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from byol_wrap.backbone.graph import Edge, ancestors, in_order, kind, parents
@@ -31,6 +32,7 @@ PASSED = frozenset(" ".join((RESHAPES, SCALES, SQUASHES, REDUCES)).split())
 _ACTIVATIONS = "Relu Gelu Silu LeakyRelu Elu Hardswish Hardtanh Mish Prelu Tanh Sigmoid Softplus"
 _BETWEEN = "NativeBatchNorm CudnnBatchNorm NativeLayerNorm NativeDropout Mul View"
 ACTIVATIONS, BETWEEN = frozenset(_ACTIVATIONS.split()), frozenset(_BETWEEN.split())
+RECTIFIERS = ("Relu", "LeakyRelu", "Elu", "Hardtanh", "Silu", "Gelu", "Prelu")
 ATTENTION = ("Bmm", "ScaledDotProduct")  # what gives a weighted sum of values
 
 
@@ -42,11 +44,13 @@ class Head:
         reads: the value that it reads.
         gives: the node of what it gives.
         call: of the layer; None where the net multiplies with a parameter of its own.
+        is_rectified: whether it is a convolution whose scores go through an activation.
     """
 
     reads: Edge
     gives: Any
     call: Call | None
+    is_rectified: bool = False
 
     @property
     def narrows(self) -> bool:
@@ -75,23 +79,27 @@ def heads_of(record: Record, place: Edge) -> list[Head]:
         elif hasattr(node, "variable"):
             found[node] = frozenset()  # a scale, or a shift
         else:
-            found[node] = _passed(node, found)
-    heads = sorted(found[place[0]] or (), key=_order(record))
-    behind = [ancestors(head.reads) for head in heads]
-    if any(head.gives in nodes for head in heads for nodes in behind):
-        return []  # a residual block: one adds to what another reads
-    return heads
+            found[node] = _rectified(node, found) or _passed(node, found)
+    return sorted(found[place[0]] or (), key=_order(record))
 
 
 def _layers(record: Record) -> dict[Any, Head]:
     layers = {}
     for call in record.calls:
         given = call.input.place if call.input is not None else None
-        if is_mixing(call.layer) and given is not None and call.outputs:
+        if (is_mixing(call.layer) or _sees_all(call)) and given is not None and call.outputs:
             place = call.outputs[0].place
             if place is not None and not _is_of_attention(call.layer, given):
                 layers[place[0]] = Head(given, place[0], call)
     return layers
+
+
+def _sees_all(call: Call) -> bool:
+    """Whether a convolution's kernel is as large as the map that it reads."""
+    layer, given = call.layer, call.input
+    if not isinstance(layer, CONVOLUTIONS) or given is None:
+        return False
+    return given.tensor.shape[2:] == torch.Size(layer.kernel_size) and layer.groups == 1
 
 
 def _is_of_attention(layer: nn.Module, given: Edge) -> bool:
@@ -120,6 +128,30 @@ def trunk_of(record: Record, head: Head) -> Edge | None:
             return trunk
 
 
+def _rectified(node: Any, found: dict[Any, frozenset[Head] | None]) -> frozenset[Head] | None:
+    """The head whose scores a node rectifies: a convolution with a bias, not one of a backbone."""
+    before = [found[parent] for parent, _ in parents(node)]
+    if kind(node) not in RECTIFIERS or not before or not before[0] or len(before[0]) > 1:
+        return None
+    head = next(iter(before[0]))
+    layer = None if head.call is None else head.call.layer
+    if not isinstance(layer, CONVOLUTIONS) or layer.bias is None:
+        return None
+    return frozenset([replace(head, is_rectified=True)])
+
+
+def _adds_to_itself(parts: Sequence[frozenset[Head]]) -> bool:
+    """Whether, as in a residual block, one part is what another reads."""
+    behind = [set().union(*(ancestors(head.reads) for head in part)) for part in parts]
+    return any(
+        head.gives in nodes
+        for i, part in enumerate(parts)
+        for j, nodes in enumerate(behind)
+        if i != j
+        for head in part
+    )
+
+
 def _passed(node: Any, found: dict[Any, frozenset[Head] | None]) -> frozenset[Head] | None:
     before = [found[parent] for parent, _ in parents(node)]
     if kind(node) in ("Mm", "Addmm") and frozenset() in before:
@@ -130,6 +162,8 @@ def _passed(node: Any, found: dict[Any, frozenset[Head] | None]) -> frozenset[He
     parts = [part for part in before if part]
     if kind(node) == "Mul" and len(parts) == 2 and parts[0] & parts[1]:
         return None  # x * sigmoid(x): an activation
+    if kind(node) in ("Add", "Sub") and len(parts) > 1 and _adds_to_itself(parts):
+        return None
     return frozenset().union(*parts)
 
 

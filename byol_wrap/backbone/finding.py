@@ -152,7 +152,8 @@ def _choose_pool(record: Record, value: Value, channel_dim: int) -> str:
     count = value.tensor.shape[1]
     read = _read_by_the_net(record, value, count)
     if read is None:
-        read = "class_token" if tokens_in_front(value.place, count) else "mean"
+        first, _ = tokens_in_front(value.place, count)
+        read = "class_token" if first == 1 else "mean"
     return read
 
 

@@ -197,20 +197,22 @@ def _after_reshape(dim: int, before: Sequence[int], after: Sequence[int]) -> int
     return fits[0] if fits else None
 
 
-def tokens_in_front(place: Edge, count: int) -> int:
-    """How many of ``count`` tokens are a class token, and what joined with it before the others.
+def tokens_in_front(place: Edge, count: int) -> tuple[int, int]:
+    """How many of ``count`` tokens were put in front of the others, parameters for each item.
 
-    The first token is followed back to where it was put in front, a parameter for each item of the
-    batch; 0 where it was not.
+    The first token is followed back to where that happened.
+
+    Returns:
+        How many the first of these parameters holds, 1 for a class token; and all of them.
     """
     seen: set[Any] = set()
-    states = [(place[0], count, 0)]  # a node, its tokens, and how many of those joined
+    states = [(place[0], count, (0, 0))]  # a node, its tokens, and what joined on the way to it
     while states:
         node, tokens, joined = states.pop()
         if node in seen:
             continue
         seen.add(node)
-        if joined and kind(node) in ("Expand", "Repeat") and _is_leaf(parents(node)):
+        if joined[0] and kind(node) in ("Expand", "Repeat") and _is_leaf(parents(node)):
             return joined
         along = dims(node)[:1]
         if kind(node) == "Cat" and along and shape_of(node)[along[0]] == tokens:
@@ -219,7 +221,7 @@ def tokens_in_front(place: Edge, count: int) -> int:
             if len(front) > 1 and size <= MOST_TOKENS_IN_FRONT:
                 learned = itertools.takewhile(lambda p: _is_learned(p[0]), front)
                 together = sum(_tokens(p, along[0]) for p in learned)
-                states.append((front[0][0], size, max(joined, together, size)))
+                states.append((front[0][0], size, (size, max(joined[1], together, size))))
             continue
         first = kind(node) == "Select" and node._saved_index == 0
         first = first or (kind(node) == "Slice" and node._saved_start == 0)
@@ -229,7 +231,7 @@ def tokens_in_front(place: Edge, count: int) -> int:
                 states.append((parent, shape[1], joined))
             elif (len(shape) == 3 and tokens in shape[:2]) or (len(shape) == 2 and tokens == 1):
                 states.append((parent, tokens, joined))
-    return 0
+    return 0, 0
 
 
 def _tokens(place: Edge, along: int) -> int:

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from byol_wrap.backbone.candidates import Candidates, candidates, doubt
 from byol_wrap.backbone.code import asks_for_its_mode
-from byol_wrap.backbone.copying import copy_net, dependence, undisturbed, watched
-from byol_wrap.backbone.encoder import as_input, float_parameter
+from byol_wrap.backbone.copying import copy_net, dependence, on_host, undisturbed, watched
+from byol_wrap.backbone.encoder import as_input
 from byol_wrap.backbone.finding import Found, at, find_representation, held_behind
 from byol_wrap.backbone.graph import ancestors
 from byol_wrap.backbone.reading import Pool, Representation
@@ -43,8 +43,7 @@ def probe(
 
     It is run in training mode, in which it will be trained; and in eval mode, in which it will be
     used, unless its code shows that this makes no difference.
-    Training flags, buffers, attributes and the random state are afterwards what they were. Where
-    tensors have no address to tell them by, as on XLA or a meta device, a copy is run on the host.
+    Training flags, buffers, attributes and the random state are afterwards what they were.
 
     Args:
         net: the user's net. Run itself only where it cannot be copied.
@@ -57,8 +56,10 @@ def probe(
         ValueError, TypeError: see ``find_representation``; or no place is reached in both modes.
         RuntimeError: ``target`` depends on ``net``.
     """
-    if not _has_address(sample):
-        return probe(on_host(net), _on_host(sample), hidden_layer, pool)
+    if sample.is_meta:  # a copy on the host tells the same of a net without values
+        host = on_host(net)
+        noise = torch.rand(sample.shape, generator=torch.Generator(), device="cpu").to(sample.dtype)
+        return _Probe(host, host, noise, hidden_layer, pool).find()
     copied = target
     if copied is None:
         try:
@@ -71,29 +72,6 @@ def probe(
     if why and target is not None:
         raise RuntimeError(why)
     return (_Probe(net, net, sample, hidden_layer, pool) if why else tried).find()
-
-
-def on_host(net: nn.Module) -> nn.Module:
-    """A copy of a net on the host; where it has no values, with zeros."""
-    copied = copy_net(net)
-    if not float_parameter(net).is_meta:
-        return copied.to("cpu")
-    copied.to_empty(device="cpu")
-    with torch.no_grad():
-        for tensor in (*copied.parameters(), *copied.buffers()):
-            tensor.zero_()
-    return copied
-
-
-def _on_host(x: Tensor) -> Tensor:
-    return x.new_zeros(x.shape, device="cpu") if x.is_meta else x.cpu()
-
-
-def _has_address(x: Tensor) -> bool:
-    try:
-        return x.untyped_storage().data_ptr() != 0
-    except RuntimeError:
-        return False
 
 
 class _Probe:

@@ -10,13 +10,13 @@ from torch import Tensor
 SMALLEST_SIDE = 8  # pixels; the smallest crop of such an image has two
 
 
-def check_not_captured(device: torch.device) -> None:
+def check_not_captured() -> None:
     """Refuse to be part of a CUDA graph, which would replay what the host drew and counted once.
 
     Raises:
         RuntimeError: a graph is being captured.
     """
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "A learner's step cannot be captured in a CUDA graph: crops, colours and tau come from "
             "the host, so each replay would repeat those of this step. Use torch.compile(learner), "

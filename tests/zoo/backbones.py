@@ -43,10 +43,10 @@ CLASSIFIERS = {
 
 
 def last_linear(net: nn.Module) -> int:
-    """How many features the classifier reads; for SqueezeNet, how many classes it gives."""
+    """How many features the classifier reads; that of SqueezeNet is a convolution."""
     linear = [module for module in net.modules() if isinstance(module, nn.Linear)]
     if not linear:
-        return int(net.num_classes)
+        return int(net.classifier[1].in_channels)
     auxiliary = {id(m) for name, m in net.named_modules() if "aux" in name.lower()}
     return next(layer.in_features for layer in reversed(linear) if id(layer) not in auxiliary)
 
