@@ -2,6 +2,7 @@
 
 python tests/zoo/reading.py rows.jsonl              # one line of JSON a net; goes on where it was
 python tests/zoo/reading.py rows.jsonl --page       # writes READING.md of them
+...                                    --before other.jsonl     # beside another run's counts
 """
 
 import argparse
@@ -81,7 +82,7 @@ def attempt(expert: Expert, wrap: Callable[..., Learner] = WRAP) -> Row:
 def outcome(expert: Expert, wrap: Callable[..., Learner]) -> Row:
     """Wrap, take a step, read in both modes, and compare with the answers."""
     torch.manual_seed(0)
-    net = expert.make()
+    net = stirred(expert.make())
     truth = twin(net, expert)
     image = isinstance(expert.shape, int)
     learner = wrap(net, expert.shape) if image else wrap(net)
@@ -115,7 +116,21 @@ def twin(net: nn.Module, expert: Expert) -> nn.Module:
     try:
         return copy.deepcopy(net)
     except Exception:  # weights that are computed from others cannot be copied
-        return expert.make()
+        torch.manual_seed(0)
+        return stirred(expert.make())
+
+
+@torch.no_grad()
+def stirred(net: nn.Module) -> nn.Module:
+    """The net with noise on parameters of one value.
+
+    Tokens that all begin as zeros would be equal, and so would whatever is read of them.
+    """
+    generator = torch.Generator().manual_seed(3)
+    for weight in net.parameters() if isinstance(net, nn.Module) else ():
+        if weight.is_floating_point() and weight.numel() > 1 and weight.min() == weight.max():
+            weight += 0.02 * torch.randn(weight.shape, generator=generator)
+    return net
 
 
 class BrokenError(Exception):
@@ -239,11 +254,12 @@ def main() -> None:
     arguments.add_argument("rows", type=Path)
     arguments.add_argument("--part", choices=LIBRARIES)
     arguments.add_argument("--page", action="store_true")
+    arguments.add_argument("--before", type=Path, default=Path("none"))
     options = arguments.parse_args()
     if options.page:
         from reading_page import PAGE, page
 
-        PAGE.write_text(page(rows_of(options.rows)))
+        PAGE.write_text(page(rows_of(options.rows), rows_of(options.before)))
     elif options.part:
         torch.set_num_threads(1)
         measure(options.part, options.rows)

@@ -26,8 +26,8 @@ def outcome(row: Row) -> str:
     return "told" if row["outcome"] in ("warned", "refused") else str(row["outcome"])
 
 
-def page(rows: list[Row]) -> str:
-    """The page of a run's rows."""
+def page(rows: list[Row], before: list[Row] | None = None) -> str:
+    """The page of a run's rows, with the counts of an earlier rule's where they are given."""
     libraries = list(dict.fromkeys(row["library"] for row in rows))
     today = datetime.now(UTC).date().isoformat()
     head = f"byol_wrap {byol_wrap.__version__}, torch {torch.__version__}, timm {version('timm')}, "
@@ -49,16 +49,20 @@ def page(rows: list[Row]) -> str:
         "- told: not right, and a warning or an error says so and names the layers.",
         "- silent: not right, and nothing is said. error: one that does not say what to do.",
         "",
+        "Held back is a third of the nets, by a hash of their names: who wrote the rule was told",
+        "the misses of the others alone. Where a look into a library's code proved an expectation",
+        "wrong, a commit of its own mends it and says why (`git log --grep 'Expectation mended'`).",
+        "",
         head,
         "",
-        table(rows, libraries),
+        table(rows, libraries, before or []),
         "",
         *misses(rows),
     ]
     return "\n".join(lines) + "\n"
 
 
-def table(rows: list[Row], libraries: list[str]) -> str:
+def table(rows: list[Row], libraries: list[str], before: list[Row]) -> str:
     """Counts; the third that was held back from those who wrote the rule, by itself."""
     shown = [name for name in OUTCOMES if name != "broken" or any(map(is_broken, rows))]
     lines = [f"| library | nets | {' | '.join(shown)} |", f"|{'---|' * (len(shown) + 2)}"]
@@ -70,6 +74,8 @@ def table(rows: list[Row], libraries: list[str]) -> str:
         counts("**held back**", rows, shown, lambda row: row["held_back"]),
         counts("**the others**", rows, shown, lambda row: not row["held_back"]),
     ]
+    if before:
+        lines.append(counts("all, by the rule before", before, shown, lambda _: True))
     return "\n".join(lines)
 
 

@@ -64,6 +64,24 @@ def test_the_judge_looks_at_training_mode_too() -> None:
     assert (row["outcome"], row["wrong"]) == ("silent", ["training"])
 
 
+class TwoTokens(nn.Module):
+    """Two tokens that begin as zeros; the first is the class token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.zeros(2, 8))
+        self.body, self.norm, self.fc = conv_net(), nn.LayerNorm(8), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.fc(self.norm(self.body(x)[:, None] + self.tokens)[:, 0])
+        return scores
+
+
+def test_tokens_that_begin_alike_are_told_apart() -> None:
+    assert reading.attempt(expert("norm>token", make=TwoTokens))["outcome"] == "right"
+    assert reading.attempt(expert("norm>last", make=TwoTokens))["outcome"] == "silent"
+
+
 def test_errors_are_judged_by_what_they_say() -> None:
     unclear = reading.attempt(expert("1<", make=lambda: nn.Linear(3, 5)), reading.WRAP)
     assert unclear["outcome"] == "error"
