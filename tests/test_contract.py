@@ -8,6 +8,7 @@ import pytest
 import torch
 from nets import Function, conv_net
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from byol_wrap import BYOL, extract_features
 
@@ -87,6 +88,18 @@ def test_own_views_that_are_images_are_not_normalised_again() -> None:
     assert torch.equal(as_fed, learner.embed(batch, prepared=True))
     assert torch.equal(as_fed, twin.embed(batch))
     assert as_images.shape == as_fed.shape
+
+
+def test_an_average_embeds_what_its_original_was_trained_on() -> None:
+    torch.manual_seed(0)
+    learner = BYOL(conv_net(6), 16, **SMALL)
+    averaged = AveragedModel(learner)
+    batch = torch.rand(4, 3, 16, 16)
+    step(learner, batch, batch.flip(-1))
+    averaged.update_parameters(learner)
+    embedded = averaged.module.embed(batch)
+    assert torch.equal(embedded, averaged.module.embed(batch, prepared=True))
+    assert torch.equal(embedded, extract_features(averaged, [batch])[0])
 
 
 def test_own_views_count_in_eval_mode_until_there_is_training() -> None:

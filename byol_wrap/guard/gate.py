@@ -1,6 +1,9 @@
 """The gate that all input passes: checked, looked at, and remembered how it was prepared."""
 
+import copy
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +33,7 @@ class Gate:
         self._looks = 0
         self._fed: dict[str, bool] = {}  # kinds, the latest last, and whether they were floats
         self._fed_in_training = False
+        self._original: weakref.ref[Gate] | None = None  # of which this is a copy
 
     def images(
         self,
@@ -86,11 +90,12 @@ class Gate:
         Raises:
             TypeError: it cannot have been prepared as those were.
         """
-        if len(self._fed) == 2:
+        fed = self._known()
+        if len(fed) == 2:
             warn("fed", BOTH_MESSAGE)
-        if not self._fed or next(reversed(self._fed)) == "images":
+        if not fed or next(reversed(fed)) == "images":
             return False
-        if isinstance(batch, Tensor) and not batch.is_floating_point() and self._fed["views"]:
+        if isinstance(batch, Tensor) and not batch.is_floating_point() and fed["views"]:
             raise TypeError(
                 "The learner was trained on two views of floats that were fed as they are, and got "
                 f"{batch.dtype}: prepare it as the views were, or use learner.embed(images, "
@@ -98,16 +103,29 @@ class Gate:
             )
         return True
 
+    def _known(self) -> dict[str, bool]:
+        """What this was fed; what its original was, of a copy that never was, such as an average."""
+        original = None if self._original is None else self._original()
+        return self._fed if self._fed or original is None else original._known()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_original": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Gate":
+        copied = copy.copy(self)
+        copied._fed, copied._original = dict(self._fed), weakref.ref(self)
+        return copied
+
     def trained_on(self, kind: str, batch: Tensor, *, in_eval_mode: bool) -> None:
         """Remember what a loss with gradient was fed: "images", or "views" as they are.
 
-        In eval mode it may be a validation, and counts until there is one of training.
+        In eval mode it may be a validation: the latest counts, until there is one of training.
         """
         if in_eval_mode and self._fed_in_training:
             return
-        if not in_eval_mode and not self._fed_in_training:
-            self._fed_in_training = True
+        if not self._fed_in_training:
             self._fed.clear()
+        self._fed_in_training = not in_eval_mode
         self._fed.pop(kind, None)
         self._fed[kind] = batch.is_floating_point()
 
