@@ -110,8 +110,8 @@ class Wrapper(Checkpointed):
                 or floats in [0, 1], B at least 1, are normalised as the views are, and neither
                 augmented nor resized. After training on two views that were fed as they are, a
                 batch is fed as it is, too, in whatever shape the net takes.
-            prepared: True feeds a batch as it is, False normalises; None does as training did, and
-                normalises where there was none in this process.
+            prepared: True feeds a batch as it is, False normalises; None does as training did, also
+                before the state was saved, and normalises where there was none.
 
         Returns:
             (B, D), in the net's dtype.

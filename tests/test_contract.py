@@ -90,6 +90,22 @@ def test_own_views_that_are_images_are_not_normalised_again() -> None:
     assert as_images.shape == as_fed.shape
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_a_checkpoint_knows_what_was_fed(held: bool) -> None:
+    """In another process, too, where features are extracted from what was saved."""
+    torch.manual_seed(0)
+    batch = torch.rand(4, 3, 16, 16)
+    learner, other = (BYOL(conv_net(6), 16, **SMALL) for _ in range(2))
+    step(learner, batch, batch.flip(-1))
+    modules = [nn.ModuleDict({"method": x}) if held else x for x in (learner, other)]
+    modules[1].load_state_dict(modules[0].state_dict())
+    assert torch.equal(other.embed(batch), learner.embed(batch, prepared=True))
+    step(other, batch)  # from now on images, and no word of both
+    assert torch.equal(other.embed(batch), other.embed(batch, prepared=False))
+    other.load_state_dict({k: v for k, v in learner.state_dict().items() if k != "fed"})
+    assert not torch.equal(other.embed(batch), learner.embed(batch))  # an earlier version's
+
+
 def test_an_average_embeds_what_its_original_was_trained_on() -> None:
     torch.manual_seed(0)
     learner = BYOL(conv_net(6), 16, **SMALL)

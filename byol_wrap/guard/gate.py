@@ -103,8 +103,19 @@ class Gate:
             )
         return True
 
+    @property
+    def code(self) -> int:
+        """For a checkpoint: 0 nothing yet, 1 images, 2 views of floats as they are, 3 others."""
+        kind, floats = next(reversed(self._known().items()), (None, True))
+        return 0 if kind is None else 1 if kind == "images" else 2 if floats else 3
+
+    def remember(self, code: int) -> None:
+        """Take over what a checkpoint says."""
+        kinds = {1: {"images": True}, 2: {"views": True}, 3: {"views": False}}
+        self._fed, self._fed_in_training, self._original = dict(kinds.get(code, {})), False, None
+
     def _known(self) -> dict[str, bool]:
-        """What this was fed; what its original was, of a copy that never was, such as an average."""
+        """What this was fed, or its original, where a copy such as an average never was."""
         original = None if self._original is None else self._original()
         return self._fed if self._fed or original is None else original._known()
 
