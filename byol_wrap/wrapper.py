@@ -164,7 +164,7 @@ class Wrapper(Checkpointed):
             check_more_than_one(images, type(self).__name__)
         view1, view2 = self._views(images) if view2 is None else (images, view2)
         if torch.is_grad_enabled():
-            self._gate.trained_on(fed, images, in_eval_mode=not self.training)
+            self._gate.trains_on(fed, images, in_eval_mode=not self.training)
         if fed == "images":
             self._gate.views(view1, self._views.normalize is not None, self._watch.warn)
         if self.representation is None:

@@ -32,6 +32,7 @@ class Gate:
         self._flat = 0  # views in a row without a picture
         self._looks = 0
         self._fed: dict[str, bool] = {}  # kinds, the latest last, and whether they were floats
+        self._now: tuple[str, bool, bool] | None = None  # what the loss that is computed is fed
         self._fed_in_training = False
         self._original: weakref.ref[Gate] | None = None  # of which this is a copy
 
@@ -127,18 +128,25 @@ class Gate:
         copied._fed, copied._original = dict(self._fed), weakref.ref(self)
         return copied
 
-    def trained_on(self, kind: str, batch: Tensor, *, in_eval_mode: bool) -> None:
-        """Remember what a loss with gradient was fed: "images", or "views" as they are.
+    def trains_on(self, kind: str, batch: Tensor, *, in_eval_mode: bool) -> None:
+        """Note what a loss with gradient is fed: "images", or "views" as they are.
 
         In eval mode it may be a validation: the latest counts, until there is one of training.
         """
+        self._now = kind, batch.is_floating_point(), in_eval_mode
+
+    def trained(self) -> None:
+        """Remember what was noted: there is a loss."""
+        if self._now is None:
+            return
+        (kind, floats, in_eval_mode), self._now = self._now, None
         if in_eval_mode and self._fed_in_training:
             return
         if not self._fed_in_training:
             self._fed.clear()
         self._fed_in_training = not in_eval_mode
         self._fed.pop(kind, None)
-        self._fed[kind] = batch.is_floating_point()
+        self._fed[kind] = floats
 
     def batch(self, batch: Tensor, device: torch.device) -> None:
         """Check a batch of any shape that is fed as it is; see ``check_batch``."""
