@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from byol_wrap.attachment import Attachment, check_trains, innermost
+from byol_wrap.guard.checkpoint import FED
 from byol_wrap.guard.inputs import check_not_captured
 from byol_wrap.pace import Pace
 from byol_wrap.wrapper import Wrapper
@@ -37,6 +38,11 @@ class Following(Wrapper):
         pace = self._schedule("step")
         pace.mend(self._kept_count())
         return self._kept_count()
+
+    @property
+    def fed(self) -> Tensor:
+        """What training was fed, so that ``embed`` prepares likewise; a state keeps it."""
+        return torch.full((), self._gate.code, dtype=torch.long, device=self._place())
 
     @property
     def tau(self) -> float:
@@ -153,7 +159,9 @@ class Following(Wrapper):
             self._pace.left(self._kept_count())  # which may be another now
         return self
 
-    def _state_is_loaded(self) -> None:
+    def _state_is_loaded(self, fed: Any) -> None:
+        if fed is not None:
+            self._gate.remember(int(fed))
         if self._pace is not None:
             self._pace.read_anew(self._kept_count())
 
@@ -161,6 +169,7 @@ class Following(Wrapper):
         if self._pace is not None:
             self._pace.mend(self._kept_count())
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + FED] = self.fed
 
 
 def _without_graph(module: nn.Module) -> dict[int, Tensor]:

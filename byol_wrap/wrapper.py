@@ -106,8 +106,8 @@ class Wrapper(Checkpointed):
                 or floats in [0, 1], B at least 1, are normalised as the views are, and neither
                 augmented nor resized. After training on two views that were fed as they are, a
                 batch is fed as it is, too, in whatever shape the net takes.
-            prepared: True feeds a batch as it is, False normalises; None does as training did, and
-                normalises where there was none in this process.
+            prepared: True feeds a batch as it is, False normalises; None does as training did, also
+                before the state was saved, and normalises where there was none.
 
         Returns:
             (B, D), in the net's dtype.
@@ -160,7 +160,7 @@ class Wrapper(Checkpointed):
             check_more_than_one(images, type(self).__name__)
         view1, view2 = self._views(images) if view2 is None else (images, view2)
         if torch.is_grad_enabled():
-            self._gate.trained_on(fed, images, in_eval_mode=not self.training)
+            self._gate.trains_on(fed, images, in_eval_mode=not self.training)
         if fed == "images":
             self._gate.views(view1, self._views.normalize is not None, self._watch.warn)
         if self.representation is None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence, Sized
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,13 +53,17 @@ class Normalize:
             raise ValueError(
                 f"mean must be finite and std positive, got mean={self.mean}, std={self.std}."
             )
+        self.__setstate__(self.__getstate__())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"mean": self.mean, "std": self.std}  # loading may put tensors on another device
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.mean, self.std = state["mean"], state["std"]
         with torch.inference_mode(False):
             rows = [self.mean, self.std]
             self._statistics = torch.tensor(rows, dtype=torch.float32, device="cpu")
         self._on_device: dict[torch.device, Tensor] = {}
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**vars(self), "_on_device": {}}  # which loading may put on another device
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, C, ...) in, the same shape out."""
