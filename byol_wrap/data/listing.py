@@ -61,27 +61,35 @@ class Listing:
         self._is_folder = root.is_dir()
         self.left_out: dict[str, str] = {}
         self.others = 0
-        names, ends, numbers = bytearray(), array("q"), array("q")
-        labels, classes = array("q"), {b"": -1}
+        names, ends, packed, places = bytearray(), array("q"), array("q"), array("q")
+        labels, classes = array("i"), {b"": -1}
         for place in self._walk() if self._is_folder else self._archive(0):
             names += place.name
             ends.append(len(names))
-            numbers.extend((place.source, place.offset, place.size, place.method))
+            if self.is_packed(place):
+                packed.append(len(ends) - 1)
+                places.extend((place.source, place.offset, place.size, place.method))
             labels.append(classes.setdefault(place.label, len(classes) - 1))
         self._names = torch.frombuffer(names or bytearray(1), dtype=torch.uint8)
-        self._ends, self._numbers = _tensor(ends), _tensor(numbers).reshape(-1, 4)
+        self._ends = _tensor(ends, torch.int64)
+        self._packed = _tensor(packed, torch.int64)  # which ones lie in archives
+        self._places = _tensor(places, torch.int64).reshape(-1, 4)  # and where
         found = [name for name in classes if name]
         ranks = {name: rank for rank, name in enumerate(sorted(found))}
         self.classes = [text(name) for name in ranks]
-        self.labels = torch.tensor([*(ranks[name] for name in found), -1])[_tensor(labels)]
+        by_number = torch.tensor([*(ranks[name] for name in found), -1])
+        self.labels = by_number[_tensor(labels, torch.int32)]
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def __getitem__(self, index: int) -> Place:
         start = int(self._ends[index - 1]) if index else 0
-        source, offset, size, method = self._numbers[index].tolist()
         name = self._names[start : int(self._ends[index])].numpy().tobytes()
+        row = int(torch.searchsorted(self._packed, index))
+        if row == len(self._packed) or self._packed[row] != index:
+            return Place(0, name)
+        source, offset, size, method = self._places[row].tolist()
         return Place(source, name, offset, size, method)
 
     def is_packed(self, place: Place) -> bool:
@@ -91,7 +99,7 @@ class Listing:
     @property
     def fingerprint(self) -> str:
         """The same for the same places: names, and where in which archive."""
-        sums = (zlib.crc32(part.numpy().tobytes()) for part in (self._names, self._numbers))
+        sums = (zlib.crc32(part.numpy().tobytes()) for part in (self._names, self._places))
         return "-".join([str(len(self)), *(f"{number:08x}" for number in sums)])
 
     def _leave_out(self, name: bytes, why: str) -> None:
@@ -219,5 +227,5 @@ def _key(name: bytes) -> bytes:
     return os.path.join(folder, file.partition(b".")[0])
 
 
-def _tensor(numbers: "array[int]") -> Tensor:
-    return torch.frombuffer(numbers, dtype=torch.int64) if numbers else torch.zeros(0).long()
+def _tensor(numbers: "array[int]", dtype: torch.dtype) -> Tensor:
+    return torch.frombuffer(numbers, dtype=dtype) if numbers else torch.zeros(0, dtype=dtype)

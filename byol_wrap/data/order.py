@@ -86,9 +86,10 @@ def held_out(
     large = ((counts * share).floor() >= least_per_class).nonzero()[:, 0]
     large = large[torch.randperm(len(large), generator=generator)][: most // least_per_class]
     each = max(least_per_class, most // max(1, len(large)))
-    shuffled = known[torch.randperm(len(known), generator=generator)]
+    by_class = known[labels[known].argsort(stable=True)].split(counts.long().tolist())
     held = torch.zeros(len(labels), dtype=torch.bool)
     for label in large.tolist() if len(large) > 1 else ():
-        members = shuffled[labels[shuffled] == label]
-        held[members[: min(each, int(share * len(members)))]] = True
+        members = by_class[label]
+        drawn = torch.randperm(len(members), generator=generator)
+        held[members[drawn[: min(each, int(share * len(members)))]]] = True
     return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
