@@ -39,8 +39,7 @@ from byol_wrap.evaluation.progress import Progress
 from byol_wrap.training.saving import Checkpoints, plain_state
 from byol_wrap.views.sheet import sheet
 
-SGD: Any = (torch.optim.SGD, {"momentum": 0.9})
-OPTIMIZERS = {"adamw": (torch.optim.AdamW, {}), "sgd": SGD, "lars": (LARS, {})}
+OPTIMIZERS: Any = {"adamw": torch.optim.AdamW, "lars": LARS, "sgd": torch.optim.SGD}
 FREE = {"data", "output", "resume", "workers", "minutes", "log", "log_every"}  # may change
 SHOWN = ("loss", "knn", "std_ratio", "rank", "images_per_second", "skipped")
 
@@ -97,7 +96,7 @@ class Run:
     def __init__(self, fabric: Fabric, args: argparse.Namespace) -> None:
         self.fabric, self.args, world = fabric, args, fabric.world_size
         self.files = ImageFiles(args.data, round(1.15 * args.image_size))
-        self.train, self.held = held_out(self.files.labels)
+        self.train, self.held = held_out(self.files.labels, most=args.held_out)
         self.at_once = args.batch_size * world * args.accumulate
         self.epoch = len(self.train) // self.at_once  # in steps
         self.steps = max(1, args.epochs * self.epoch)
@@ -111,8 +110,8 @@ class Run:
         rates = {learner.net: args.lr / 10} if args.pretrained else {}  # it knows something already
         constant = learner.predictor if args.method == "SimSiam" else None
         groups = param_groups(learner, args.weight_decay, constant_lr=constant, rates=rates)
-        make, options = OPTIMIZERS[args.optimizer]
-        optimizer = make(groups, lr=args.lr, **options)
+        momentum = {"momentum": 0.9} if args.optimizer == "sgd" else {}
+        optimizer = OPTIMIZERS[args.optimizer](groups, lr=args.lr, **momentum)
         learner.attach(optimizer)  # the optimizer itself, before Fabric wraps it
         self.optimizer = fabric.setup_optimizers(optimizer)
         self.scheduler = cosine_schedule(optimizer, self.steps, int(args.warmup * self.steps))
@@ -133,7 +132,7 @@ class Run:
         fabric.print(f"{args.method} at {learner.representation}, step {self.first}")
         self.log: Any = None
         if fabric.is_global_zero and args.log == "tensorboard":
-            self.log = Board(args.output, purge_step=self.first or None)
+            self.log = Board(args.output, purge_step=self.first + 1)
         elif fabric.is_global_zero:
             name = os.environ.setdefault("WANDB_RUN_ID", args.output.name)
             self.log = import_module(args.log)
@@ -196,10 +195,10 @@ class Run:
         shown = (f"{name} {values[name]:.4g}" for name in SHOWN if name in values)
         self.fabric.print(f"step {step}: {', '.join(shown)}")
         if self.log is not None:
-            self.log.log(values, step=step)
             if ends or step == 1:
-                picture = self.log.Image(sheet(*self.learner.views(images[:8])).numpy())
-                self.log.log({"views": picture}, step=step)
+                picture = sheet(*self.learner.views(images[:8])).numpy()
+                values["views"] = self.log.Image(picture)
+            self.log.log(values, step=step)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -223,6 +222,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--lr", type=float, default=1e-3, help="highest rate")
     add("--weight-decay", type=float, default=1e-4, help="of what is no bias and no norm")
     add("--warmup", type=float, default=0.1, help="share of the run in which the rate rises")
+    add("--held-out", type=int, default=2000, help="labelled images at most to measure with")
     add("--seed", type=int, default=0, help="of weights, order and views")
     add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="that decode, a process")
     add("--minutes", type=float, default=10, help="between checkpoints, besides each epoch's end")

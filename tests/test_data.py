@@ -287,6 +287,20 @@ def test_archives_read_as_the_folder_does(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_archives_and_files_lie_side_by_side(tmp_path: Path) -> None:
+    colours = {"a.png": (250, 0, 0), "z/b.png": (0, 250, 0), "c.png": (0, 0, 250)}
+    data = {
+        name: stored(Image.new("RGB", (9, 9), colour), "PNG") for name, colour in colours.items()
+    }
+    as_zip(tmp_path / "b.zip", {"in/1.png": data["c.png"], "in/2.png": data["a.png"]})
+    as_tar(folder_of(tmp_path, data) / "d.tar", {"3.png": data["z/b.png"]})
+    files = ImageFiles(tmp_path, 8)
+    found = {files.name(k): tuple(files[k].image[:, 4, 4].tolist()) for k in range(len(files))}
+    packed = {"b.zip/in/1.png": "c.png", "b.zip/in/2.png": "a.png", "d.tar/3.png": "z/b.png"}
+    assert found == colours | {name: colours[of] for name, of in packed.items()}
+    assert list(found)[:4] == ["a.png", "b.zip/in/1.png", "b.zip/in/2.png", "c.png"]
+
+
 @pytest.mark.parametrize("pack", [as_zip, as_tar])
 def test_an_archive_writes_nothing_wherever_its_names_point(tmp_path: Path, pack: object) -> None:
     home = tmp_path / "a" / "b"
@@ -414,5 +428,5 @@ def test_what_is_held_out_is_alike_of_each_class_and_not_trained_on() -> None:
     train, held = held_out(labels, most=24)
     assert torch.equal(torch.cat([train, held]).sort().values, torch.arange(177))
     assert labels[held].bincount().tolist() == [12, 10]  # the third would have four
-    assert len(held_out(labels[:107])[1]) == 0
+    assert len(held_out(labels[:107])[1]) == len(held_out(labels, most=0)[1]) == 0
     assert len(held_out(torch.full((50,), -1))[1]) == 0
