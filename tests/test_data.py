@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -246,6 +247,15 @@ def test_nothing_to_read_is_an_error_that_says_what_there_is(tmp_path: Path) -> 
     files = ImageFiles(folder_of(tmp_path, BROKEN), 16)
     assert (len(files), files.others) == (len(BROKEN), 2)
     with pytest.raises(ValueError, match=r"6 files in a row cannot be read as images\. bomb.png"):
+        files[0]
+
+
+def test_without_pillow_no_file_is_called_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = ImageFiles(folder_of(tmp_path, mixed()), 16)
+    monkeypatch.setitem(sys.modules, "PIL", None)  # type: ignore[arg-type]
+    with pytest.raises(ImportError, match="PIL"):
         files[0]
 
 

@@ -371,8 +371,8 @@ def test_a_checkpoint_is_there_whole_or_not_at_all(
     for name in ("torch.save", "os.replace", "os.fsync"):
         with monkeypatch.context() as patch:
             patch.setattr(name, no_more)
-            with pytest.raises(KeyboardInterrupt), checkpoints.new(4):
-                pass
+            with pytest.raises(KeyboardInterrupt), checkpoints.new(4) as folder:
+                (folder / "more.txt").touch()
         again = nn.Linear(2, 2)
         assert Checkpoints(tmp_path, {"part": again}, {"size": 2}).resume() == 3
         assert torch.equal(again.weight, kept)

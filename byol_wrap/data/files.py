@@ -82,6 +82,8 @@ class ImageFiles(Dataset[Item]):
             other = (index + step) % len(self)
             try:
                 image = self.prepare(load_image(self.read(other), self.size), self.size)
+            except ImportError:  # Pillow is not there: no file can be read
+                raise
             except Exception as error:  # a broken file can raise anything
                 skipped.append((self.name(other), f"{type(error).__name__}: {error}"))
             else:
