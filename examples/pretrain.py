@@ -35,7 +35,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from byol_wrap import LARS, Learner, cosine_schedule, param_groups
 from byol_wrap.data import BatchOrder, ImageFiles, Item, Skipped, collate, held_out
-from byol_wrap.evaluation.progress import Progress
+from byol_wrap.evaluation import Progress
 from byol_wrap.training.saving import Checkpoints, plain_state
 from byol_wrap.views.sheet import sheet
 

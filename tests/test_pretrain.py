@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from byol_wrap.evaluation.progress import Progress
+from byol_wrap.evaluation import Progress
 from byol_wrap.training.saving import Checkpoints, plain_state
 from byol_wrap.views.sheet import sheet
 
