@@ -58,7 +58,10 @@ def probe(
     """
     if sample.is_meta:  # a copy on the host tells the same of a net without values
         host = on_host(net)
-        noise = torch.rand(sample.shape, generator=torch.Generator(), device="cpu").to(sample.dtype)
+        drawn = torch.Generator("cpu")
+        noise = torch.rand(sample.shape, generator=drawn, dtype=torch.float32, device="cpu").to(
+            sample.dtype
+        )
         return _Probe(host, host, noise, hidden_layer, pool).find()
     copied = target
     if copied is None:
