@@ -223,6 +223,22 @@ def test_each_broken_file_is_told_once(tmp_path: Path, capsys: pytest.CaptureFix
     assert not capsys.readouterr().out
 
 
+def test_all_processes_know_what_one_has_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The group is made up: the other process has met one file more."""
+
+    def gather(parts: list[dict[str, str]], own: dict[str, str]) -> None:
+        parts[:] = [own, {"b.jpg": "cut"}]
+
+    skipped = Skipped({"a.jpg": "empty"})
+    skipped.share()
+    assert skipped == {"a.jpg": "empty"}
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+    skipped.share()
+    assert skipped == {"a.jpg": "empty", "b.jpg": "cut"}
+
+
 def test_workers_read_what_the_main_process_reads(tmp_path: Path) -> None:
     files = ImageFiles(folder_of(tmp_path, mixed()), 16)
     alone, by_workers = read(files), read(files, num_workers=2)

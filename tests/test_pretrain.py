@@ -142,8 +142,6 @@ def test_a_killed_run_goes_on_with_the_same_bits(photos: Path, tmp_path: Path) -
     assert whole["learner"]["step"] == 12
     assert whole["scheduler"]["last_epoch"] == 12
     assert same(whole, killed)
-    steps = [event.step for event in logged(tmp_path / "killed").Scalars("loss")]
-    assert steps == sorted(set(steps))  # what came after a checkpoint and was lost is not shown
     assert re.search(r", step [1-9]", (tmp_path / "killed.txt").read_text())
 
 
@@ -311,6 +309,37 @@ def test_a_run_is_not_written_over_nor_gone_on_with_otherwise(
     said = capsys.readouterr().out
     assert ", step 8\n" in said
     assert "points of accuracy" in said
+
+
+def test_figures_that_a_stop_lost_are_written_anew(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ["--data", photos, "--output", tmp_path / "run", "--epochs", 2, *SMALL]
+    script = import_module("pretrain")
+    report = script.Run.report
+
+    def stops(self: Any, step: int, *rest: Any) -> None:
+        report(self, step, *rest)
+        if step == 12:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script.Run, "report", stops)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(*run)
+    pretrain(*run, "--resume")
+    steps = [event.step for event in logged(tmp_path / "run").Scalars("loss")]
+    assert steps == [1, 3, 6, 8, 9, 12, 15, 16]
+
+
+def test_the_loss_of_accumulated_batches_is_their_mean(photos: Path, tmp_path: Path) -> None:
+    run = ["--data", photos, "--epochs", 1, *SMALL, "--lr", 0, "--log-every", 1]
+    run += ["--views", "test_pretrain:fixed_view"]
+    pretrain(*run, "--output", tmp_path / "one")
+    pretrain(*run, "--output", tmp_path / "two", "--accumulate", 2)
+    one, two = ([e.value for e in logged(tmp_path / n).Scalars("loss")] for n in ("one", "two"))
+    means = [(a + b) / 2 for a, b in zip(one[::2], one[1::2], strict=True)]
+    assert two == pytest.approx(means, rel=1e-5)
 
 
 def test_backbones_are_found_by_name() -> None:
