@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from byol_wrap.backbone.listing import representation_candidates
 from byol_wrap.evaluation import extract_features, knn_accuracy, linear_probe, linear_probe_sgd
 from byol_wrap.learner import Learner
 from byol_wrap.methods.byol import BYOL
@@ -57,6 +58,7 @@ __all__ = [
     "moco_loss",
     "nt_xent_loss",
     "param_groups",
+    "representation_candidates",
     "simsiam_loss",
     "warmup_cosine",
 ]

@@ -11,6 +11,7 @@ from byol_wrap.backbone.reading import Pool
 from byol_wrap.evaluation.health import figures, relative_distance
 from byol_wrap.following import Following
 from byol_wrap.guard.collapse import Run
+from byol_wrap.guard.parallel import check_gradients_come
 from byol_wrap.views import VIEW1, VIEW2, Augment, Images, Recipe
 
 __all__ = ["Learner", "Pool"]
@@ -29,8 +30,10 @@ class Learner(Following):
         image_size: side, or (height, width), in pixels of the views. With it the heads are built
             now; without it on the first batch, whose size the views then keep.
         hidden_layer: the layer whose output represents an image: a dotted name, or a child's index
-            (-1 is the last; "" is the net's own output). None finds it: the input of the
-            last Linear whose output is the net's output; where there is none, the net's output.
+            (-1 is the last; "" is the net's own output). None finds it: what the net's classifiers
+            read, in training mode; of several maps the deepest of the backbone; of a dense output
+            the narrowest place before it; else the net's output. One warning says where that is in
+            doubt; ``representation_candidates`` lists what else there is.
         projector: from the representation (B, D) to the projection (B, P). Where D is not known
             yet, its first layer is an ``nn.LazyLinear``.
         predictor: a head from (B, P) that only the online network has; kept as ``predictor``.
@@ -45,14 +48,14 @@ class Learner(Following):
             that holds no ``RandomView``, or that holds a ``Normalize``, None means that nothing is
             normalised.
         std: what they are divided by; goes with ``mean``.
-        channels: how many the images have; None reads it off the net's first convolution (3 where
-            it has none, or where the net cannot take so many).
+        channels: how many the images have; None tries what the net's first convolution takes, then
+            3 and what its others take; without ``image_size`` what the first images have.
         moving_average_decay: tau in [0, 1] of a target network, constant or that of the first
             update. None for a method without one: no copy of the net is then held.
         total_steps: number of updates over which tau rises to 1 along a cosine; None keeps it.
         pool: how the layer's value becomes a vector: "mean", "max", "class_token", "flatten", or a
-            callable to (B, D). None: maps are averaged; token sequences give their class token
-            where the net has one, else their mean.
+            callable to (B, D). None: maps are averaged; tokens give their first where it is shown
+            to be a class token and the net does not go on with their mean, else their mean.
 
     Attributes:
         online: ``Encoder`` of ``net`` and its projector; ``online.net``, ``online.projector``.
@@ -249,7 +252,9 @@ class Learner(Following):
     @outside_graph(recursive=True)
     def _end(self, loss: Tensor) -> Tensor:
         if torch.is_grad_enabled():
+            self._gate.trained()
             self._watch.lost(loss)
+            check_gradients_come(self, self._ddp_params_and_buffers_to_ignore, loss)
         return loss
 
     @outside_graph(recursive=False)

@@ -6,21 +6,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from byol_wrap.backbone.encoder import (
-    Encoder,
-    check_net,
-    copy_net,
-    first_channels,
-    float_parameter,
-    moved,
-    probe,
-)
+from byol_wrap.backbone.channels import channels_of, on_noise, possible_channels
+from byol_wrap.backbone.encoder import Encoder, check_net, float_parameter, moved
 from byol_wrap.backbone.finding import check_pool, layer_name
-from byol_wrap.backbone.modes import eval_mode, outside_graph
+from byol_wrap.backbone.modes import eval_mode, is_recorded, outside_graph
+from byol_wrap.backbone.probing import probe
 from byol_wrap.backbone.reading import Pool, Representation
 from byol_wrap.guard.checkpoint import Checkpointed
 from byol_wrap.guard.gate import Gate
-from byol_wrap.guard.inputs import check_more_than_one, check_not_captured
+from byol_wrap.guard.inputs import (
+    check_channels,
+    check_known,
+    check_more_than_one,
+    check_not_captured,
+    plain_integer,
+)
 from byol_wrap.guard.watch import Watch
 from byol_wrap.target import Target, at_least_float32
 from byol_wrap.views import Augment, Images, Recipe, Views, as_pair, normalization, works_on_pixels
@@ -59,9 +59,9 @@ class Wrapper(Checkpointed):
                 f"net is a learner already: wrap the net in it, {type(self).__name__}(learner.net)."
             )
         check_net(net)
-        if channels is not None and (not isinstance(channels, int) or channels < 1):
-            raise ValueError(f"channels should be a positive integer or None, got {channels!r}.")
-        self.channels = first_channels(net) if channels is None else channels
+        hidden_layer = plain_integer(hidden_layer)
+        guesses = possible_channels(net) if channels is None else [check_channels(channels)]
+        self.channels = guesses[0]
         self._hidden_layer = None if hidden_layer is None else layer_name(net, hidden_layer)
         self._pool = check_pool(pool)
         size = None if image_size is None else as_pair(image_size)
@@ -76,11 +76,12 @@ class Wrapper(Checkpointed):
         self._watch = Watch()
         self._gate = Gate()
         if size is not None:
-            self._build_on_noise(size, guessed=channels is None)
+            self.channels, _ = on_noise(net, guesses, size, self._build)
         self._own_views = augment_fn is not None and not works_on_pixels(augment_fn)
         unnormalized = mean is None and std is None and self._own_views
         normalize = None if unnormalized else normalization(mean, std, self.channels)
         self._views = Views(augment_fn, augment_fn2, size, normalize, recipes=recipes)
+        self._channels_are_guessed = channels is None and mean is None
 
     @property
     def net(self) -> nn.Module:
@@ -105,8 +106,8 @@ class Wrapper(Checkpointed):
                 or floats in [0, 1], B at least 1, are normalised as the views are, and neither
                 augmented nor resized. After training on two views that were fed as they are, a
                 batch is fed as it is, too, in whatever shape the net takes.
-            prepared: True feeds a batch as it is, False normalises; None does as training did, and
-                normalises where there was none in this process.
+            prepared: True feeds a batch as it is, False normalises; None does as training did, also
+                before the state was saved, and normalises where there was none.
 
         Returns:
             (B, D), in the net's dtype.
@@ -135,7 +136,7 @@ class Wrapper(Checkpointed):
         Raises:
             TypeError, ValueError: as ``forward``.
         """
-        check_not_captured(self._place())
+        check_not_captured()
         self._check_images(images)
         return self._views(images)
 
@@ -149,7 +150,7 @@ class Wrapper(Checkpointed):
                 "nn.DataParallel runs copies of a learner that share its hooks: use "
                 "torch.nn.parallel.DistributedDataParallel(learner)."
             )
-        check_not_captured(self._place())
+        check_not_captured()
         fed = "images" if view2 is None else "views"
         if view2 is None:
             self._check_images(images)
@@ -158,8 +159,8 @@ class Wrapper(Checkpointed):
         if self.training:
             check_more_than_one(images, type(self).__name__)
         view1, view2 = self._views(images) if view2 is None else (images, view2)
-        if self.training and torch.is_grad_enabled():
-            self._gate.trained_on(fed, view1)
+        if torch.is_grad_enabled():
+            self._gate.trains_on(fed, view1, in_eval_mode=not self.training)
         if fed == "images":
             self._gate.views(view1, self._views.normalize is not None, self._watch.warn)
         if self.representation is None:
@@ -171,12 +172,15 @@ class Wrapper(Checkpointed):
         self, images: Any, *, prepared: bool | None = None, trains_heads: bool = False
     ) -> Tensor:
         """What they are used on: the same, but for the augmentation."""
-        if self._gate.as_it_is(images, self._watch.warn) if prepared is None else prepared:
+        if prepared is None:
+            prepared = self._gate.as_it_is(images, self._watch.warn)
+        if is_recorded():
+            check_known(self.representation)
+        elif prepared:
             self._gate.batch(images, self._place())
-            batch: Tensor = images
         else:
             self._check_images(images)
-            batch = self._views.normalized(images)
+        batch: Tensor = images if prepared else self._views.normalized(images)
         if trains_heads:
             check_more_than_one(batch, type(self).__name__)
         if self.representation is None:
@@ -184,6 +188,8 @@ class Wrapper(Checkpointed):
         return batch
 
     def _check_images(self, images: Any) -> None:
+        if self.representation is None and self._channels_are_guessed:
+            self._settle_channels(images)
         warn, any_shape = self._watch.warn, self._own_views
         self._gate.images(images, self.channels, self._place(), warn, any_shape=any_shape)
 
@@ -210,36 +216,26 @@ class Wrapper(Checkpointed):
 
     # What is found out about the net
 
-    def _build_on_noise(self, size: tuple[int, int], *, guessed: bool) -> None:
-        """Build before there are images; a guess of their channels that fails is mended."""
-
-        def build() -> None:
-            noise = torch.rand(2, self.channels, *size, generator=torch.Generator())
-            self._build(noise.to(float_parameter(self.net).device))
-
-        try:
-            build()
-        except ValueError as error:
-            guess, self.channels = self.channels, 3
-            if not guessed or guess == 3:
-                raise
-            try:  # a net that folds pixels into channels before its first convolution
-                build()
-            except ValueError:
-                raise error from None
+    def _settle_channels(self, images: Tensor) -> None:
+        """Mend a guess of the images' channels by the first images."""
+        guess, self.channels = self.channels, channels_of(self.net, images, self.channels)
+        if self.channels != guess and self._views.normalize is not None:
+            self._views.normalize = normalization(None, None, self.channels)
 
     @torch.inference_mode(False)
     def _build(self, sample: Tensor) -> None:
         """Find the representation on ``sample``, an input of the net, and size the heads for it."""
-        copied = self.target.net if self.has_target else copy_net(self.net)
-        representation, unused, behind = probe(copied, sample, self._hidden_layer, self._pool)
-        self._size_heads(representation.size)
-        self.online.representation = representation
+        copied = self.target.net if self.has_target else None
+        found = probe(self.net, sample, self._hidden_layer, self._pool, copied)
+        if found.doubt:
+            self._watch.warn("reading", found.doubt)
+        self._size_heads(found.representation.size)
+        self.online.representation = found.representation
         if self.has_target:
-            self.target.representation = representation
-            self.target.share(self.online, behind)
+            self.target.representation = found.representation
+            self.target.share(self.online, found.behind)
         # Read by DistributedDataParallel, which otherwise waits for gradients that never come.
-        self._ddp_params_and_buffers_to_ignore = [f"online.net.{name}" for name in unused]
+        self._ddp_params_and_buffers_to_ignore = [f"online.net.{name}" for name in found.unused]
 
     # State
 

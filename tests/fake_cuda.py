@@ -58,7 +58,7 @@ class FakeCuda(TorchDispatchMode):
             FakeTensorMode(allow_non_fake_inputs=True),
             mock.patch.object(Tensor, "pin_memory", lambda tensor: self._pin(tensor)),
             mock.patch("byol_wrap.views.applying.fused_on", self._fused_on),
-            mock.patch("torch.cuda.is_current_stream_capturing", lambda: False),
+            mock.patch("torch.cuda.is_current_stream_capturing", return_value=False),
         ]
         for other in self._others:
             other.__enter__()

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from byol_wrap.backbone.finding import find_representation
 from byol_wrap.backbone.modes import eval_mode
-from byol_wrap.backbone.reading import Pool, Representation
+from byol_wrap.backbone.reading import Representation
+from byol_wrap.backbone.trainable import check_module, check_not_quantised
 
 
 class Encoder(nn.Module):
@@ -136,22 +136,16 @@ def freeze(module: nn.Module) -> None:
         parameter.requires_grad = False
 
 
-def first_channels(net: nn.Module) -> int:
-    """How many channels the first convolution of a net takes; 3 where there is none."""
-    convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    return next((m.in_channels for m in net.modules() if isinstance(m, convolutions)), 3)
-
-
 def check_net(net: nn.Module) -> None:
     """Refuse what a learner cannot wrap.
 
     Raises:
-        TypeError: not a module, or one that cannot be read: a DDP or DataParallel wrapper, a
-            compiled module, one with lazy parameters that have no size yet.
-        ValueError: nothing in it can be trained, or it has no values.
+        TypeError: not a module, or one that cannot be read or trained: a DDP or DataParallel
+            wrapper, a compiled or quantised module, one with lazy parameters that have no size yet,
+            one whose ``train`` is no mode.
+        ValueError: nothing in it can be trained.
     """
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"net should be an nn.Module, got {type(net).__name__}.")
+    check_module(net)
     if isinstance(net, nn.parallel.DistributedDataParallel | nn.DataParallel):
         raise TypeError(
             f"net is wrapped in {type(net).__name__}, which must see the learner's whole forward: "
@@ -169,71 +163,5 @@ def check_net(net: nn.Module) -> None:
             "net has lazy parameters that have no size yet: run one batch through it before "
             "wrapping it."
         )
-    if float_parameter(net).is_meta:
-        raise ValueError(
-            "net is on the meta device, where weights have no values: give it some before wrapping "
-            "it, net.to_empty(device=...) and then its weights, or build it outside of "
-            "torch.device('meta')."
-        )
-
-
-def copy_net(net: nn.Module) -> nn.Module:
-    """A deep copy of a user's net, to be its moving average.
-
-    Raises:
-        RuntimeError: it cannot be copied.
-    """
-    # Values that a forward left on a module (a cached output, an old-style weight norm's weight)
-    # belong to a graph, which cannot be copied: the copy gets them without it.
-    cached = {
-        id(value): value.detach().clone()
-        for module in net.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    }
-    try:
-        with torch.no_grad():  # else the copies of a scripted module's parameters have a graph
-            return copy.deepcopy(net, cached)
-    except Exception as error:
-        raise RuntimeError(
-            f"net cannot be copied for the target network: copy.deepcopy(net) says {error}"
-        ) from error
-
-
-def probe(
-    net: nn.Module, sample: Tensor, hidden_layer: str | int | None, pool: Pool | None
-) -> tuple[Representation, set[str], set[str]]:
-    """Find the representation of ``net`` by running it once, in eval mode, and leave no trace.
-
-    Training flags, buffers and the random state are afterwards what they were; parameters are left
-    frozen, as those of a target network are. See ``find_representation``. Where tensors have no
-    address to tell them by, as on XLA, a copy is run on the host.
-    """
-    if not _has_address(sample):
-        freeze(net)
-        net, sample = copy_net(net).to("cpu"), sample.cpu()
-    devices = [sample.device] if sample.device.type == "cuda" else []
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in net.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
-    with (
-        torch.random.fork_rng(devices),
-        eval_mode(net),
-        torch.enable_grad(),
-    ):
-        try:
-            return find_representation(net, as_input(net, sample.clone()), hidden_layer, pool)
-        finally:
-            freeze(net)
-            with torch.no_grad():
-                for module, name, buffer, before in buffers:
-                    setattr(module, name, buffer.copy_(before))
-
-
-def _has_address(x: Tensor) -> bool:
-    try:
-        return x.untyped_storage().data_ptr() != 0
-    except RuntimeError:
-        return False
+    check_not_quantised(net)
+    float_parameter(net)

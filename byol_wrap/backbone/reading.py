@@ -12,9 +12,10 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from byol_wrap.backbone.modes import outside_graph
+from byol_wrap.backbone.modes import is_recorded, outside_graph
 
 Pool = str | Callable[[Tensor], Tensor]
+Part = tuple[Any, ...]  # keys, names and indices that lead to a tensor in a structured output
 
 MAIN_FIELDS = ("logits", "image_embeds", "pooler_output", "last_hidden_state", "out")
 
@@ -28,15 +29,28 @@ class Representation:
         side: whether the layer's input or its output is taken.
         pool: how it becomes one vector an image: "none", "mean", "max", "class_token", "flatten"
             or the user's callable.
-        channels_last: whether channels are the last dimension (tokens, NHWC maps) or the second.
+        channel_dim: which dimension holds the channels: 1, or -1 for the last, mostly.
         size: length D of that vector.
+        part: of a layer that gives several tensors, the keys, names and indices that lead to the
+            one that is taken; None for the main one.
     """
 
     layer: str
     side: Literal["input", "output"]
     pool: Pool
-    channels_last: bool = field(repr=False)
+    channel_dim: int = field(repr=False)
     size: int
+    part: Part | None = field(default=None, repr=False)
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether channels are the last dimension (tokens, NHWC maps)."""
+        return self.channel_dim == -1
+
+    @property
+    def where(self) -> str:
+        """Which values are taken, in words."""
+        return f"the {self.side} of layer {self.layer!r}" if self.layer else "the net's output"
 
     def read(self, net: nn.Module, x: Tensor) -> Tensor:
         """Run ``net`` on ``x`` as far as the layer: (B, ...) in, (B, D) out, with gradient.
@@ -44,7 +58,7 @@ class Representation:
         Raises:
             RuntimeError: the layer was not reached, or gave no tensor of the expected size.
         """
-        value = main_tensor(net(x)) if self.layer == "" else _capture(net, self, x)
+        value = take(self.part, net(x)) if self.layer == "" else _capture(net, self, x)
         if value is None:
             raise RuntimeError(
                 f"The representation layer {self.layer!r} was not reached in this forward, or gave "
@@ -52,8 +66,8 @@ class Representation:
                 "after wrapping, cannot be the representation: choose another hidden_layer, and "
                 "compile the learner rather than its net."
             )
-        vector = pooled(value, self.pool, self.channels_last)
-        if vector.shape != (x.shape[0], self.size):
+        vector = pooled(value, self.pool, self.channel_dim)
+        if not is_recorded() and vector.shape != (x.shape[0], self.size):
             raise RuntimeError(
                 f"The representation {self} should give ({x.shape[0]}, {self.size}) for a batch of "
                 f"{x.shape[0]}, but gave {tuple(vector.shape)}. Feed images of the size that the "
@@ -70,8 +84,23 @@ def _stop_at_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     raise _Reached(main_tensor((*args, *kwargs.values())))
 
 
-def _stop_at_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    raise _Reached(main_tensor(output))
+def _stop_at_output(part: Part | None) -> Callable[..., None]:
+    def stop(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        raise _Reached(take(part, output))
+
+    return stop
+
+
+def take(part: Part | None, output: Any) -> Tensor | None:
+    """The tensor at ``part`` of an output, or the main one; None where there is none."""
+    if part is None:
+        return main_tensor(output)
+    for key in part:
+        try:
+            output = getattr(output, key) if is_dataclass(output) else output[key]
+        except (AttributeError, IndexError, KeyError, TypeError):
+            return None
+    return output if isinstance(output, Tensor) else None
 
 
 # A hook stops whoever runs the net: two threads with one net take turns.
@@ -83,16 +112,41 @@ _one_at_a_time: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionar
 @outside_graph(recursive=False)
 def _capture(net: nn.Module, tap: Representation, x: Tensor) -> Tensor | None:
     layer = net.get_submodule(tap.layer)
+    if is_recorded():
+        return _run_to_the_end(net, layer, tap.side, x)
     with _one_at_a_time.setdefault(net, threading.RLock()):
         handle = (
             layer.register_forward_pre_hook(_stop_at_input, with_kwargs=True)
             if tap.side == "input"
-            else layer.register_forward_hook(_stop_at_output)
+            else layer.register_forward_hook(_stop_at_output(tap.part))
         )
         try:
             return _run_until_reached(net, x)
         finally:
             handle.remove()
+
+
+def _run_to_the_end(net: nn.Module, layer: nn.Module, side: str, x: Tensor) -> Tensor | None:
+    """The same for a record, which loses track of a module that is left early.
+
+    What lies behind the layer leads nowhere, and an exporter drops it.
+    """
+    values: list[Tensor | None] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Any = None) -> None:
+        value = (*args, *kwargs.values()) if side == "input" else output
+        values.append(main_tensor(value))
+
+    handle = (
+        layer.register_forward_pre_hook(note, with_kwargs=True)
+        if side == "input"
+        else layer.register_forward_hook(note, with_kwargs=True)
+    )
+    try:
+        net(x)
+    finally:
+        handle.remove()
+    return values[0] if values else None
 
 
 def _run_until_reached(net: nn.Module, x: Tensor) -> Tensor | None:
@@ -104,8 +158,8 @@ def _run_until_reached(net: nn.Module, x: Tensor) -> Tensor | None:
     return None
 
 
-def pooled(value: Tensor, pool: Pool, channels_last: bool) -> Tensor:
-    """Turn tokens (B, T, C) or maps (B, C, ...) or (B, ..., C) into vectors (B, D).
+def pooled(value: Tensor, pool: Pool, channel_dim: int) -> Tensor:
+    """Turn tokens (B, T, C), maps (B, C, ...) or (B, ..., C) and the like into vectors (B, D).
 
     Raises:
         TypeError: a callable ``pool`` returned something else than a tensor.
@@ -121,7 +175,7 @@ def pooled(value: Tensor, pool: Pool, channels_last: bool) -> Tensor:
         return value.flatten(1)
     if pool == "class_token":
         return value[:, 0]
-    positions = tuple(range(1, value.ndim - 1) if channels_last else range(2, value.ndim))
+    positions = tuple(dim for dim in range(1, value.ndim) if dim != channel_dim % value.ndim)
     return value.amax(positions) if pool == "max" else value.mean(positions)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence, Sized
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,18 +53,34 @@ class Normalize:
             raise ValueError(
                 f"mean must be finite and std positive, got mean={self.mean}, std={self.std}."
             )
-        self._on_device: dict[torch.device, Tensor] = {}
+        self.__setstate__(self.__getstate__())
 
-    def __getstate__(self) -> dict[str, object]:
-        return {**vars(self), "_on_device": {}}  # which loading may put on another device
+    def __getstate__(self) -> dict[str, Any]:
+        return {"mean": self.mean, "std": self.std}  # loading may put tensors on another device
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.mean, self.std = state["mean"], state["std"]
+        with torch.inference_mode(False):
+            slopes = [1 / std for std in self.std]
+            offsets = [-mean * slope for mean, slope in zip(self.mean, slopes, strict=True)]
+            rows = [offsets, slopes]
+            self._statistics = torch.tensor(rows, dtype=torch.float32, device="cpu")
+        self._on_device: dict[torch.device, Tensor] = {}
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, C, ...) in, the same shape out."""
-        if images.device not in self._on_device:
-            pairs = [(-m / s, 1 / s) for m, s in zip(self.mean, self.std, strict=True)]
-            with torch.inference_mode(False):
-                line = torch.tensor(pairs, dtype=torch.float32, device=images.device)
-            self._on_device[images.device] = line
-        shape = (len(self.mean), *[1] * (images.ndim - 2))
-        offset, slope = (value.view(shape) for value in self._on_device[images.device].unbind(1))
-        return torch.addcmul(offset, images, slope)  # one pass
+        flat = (2, len(self.mean), *[1] * (images.ndim - 2))
+        line = self._on(images.device).view(flat)
+        return torch.addcmul(line[0], images, line[1])  # one pass
+
+    def _on(self, device: torch.device) -> Tensor:
+        if device.type == "cpu":
+            return self._statistics
+        if device in self._on_device:
+            return self._on_device[device]
+        with torch.inference_mode(False):
+            statistics = self._statistics.to(device)
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if type(statistics) is Tensor and not tracing:  # of an export it would be a part
+            self._on_device[device] = statistics
+        return statistics

@@ -43,10 +43,10 @@ CLASSIFIERS = {
 
 
 def last_linear(net: nn.Module) -> int:
-    """How many features the classifier reads; for SqueezeNet, how many classes it gives."""
+    """How many features the classifier reads; that of SqueezeNet is a convolution."""
     linear = [module for module in net.modules() if isinstance(module, nn.Linear)]
     if not linear:
-        return int(net.num_classes)
+        return int(net.classifier[1].in_channels)
     auxiliary = {id(m) for name, m in net.named_modules() if "aux" in name.lower()}
     return next(layer.in_features for layer in reversed(linear) if id(layer) not in auxiliary)
 
@@ -72,7 +72,7 @@ def torchvision_zoo() -> list[Backbone]:
     ]
     plain = {"weights": None, "weights_backbone": None}
     zoo += [
-        Backbone("fcn_resnet50", partial(segmentation.fcn_resnet50, **plain), 64, lambda _: 21),
+        Backbone("fcn_resnet50", partial(segmentation.fcn_resnet50, **plain), 64, lambda _: 2048),
         Backbone(
             "deeplabv3_mobilenet_v3_large, hidden_layer='backbone'",
             partial(segmentation.deeplabv3_mobilenet_v3_large, **plain),
@@ -84,7 +84,7 @@ def torchvision_zoo() -> list[Backbone]:
             "resnet18 with FPN",
             partial(resnet_fpn_backbone, backbone_name="resnet18", weights=None),
             64,
-            lambda net: net.out_channels,
+            lambda _: 512,  # the body's deepest map, not the fused levels
         ),
         Backbone("r3d_18 (video)", video.r3d_18, None, last_linear, views=clip),
         Backbone("quantization.mobilenet_v2", quantization.mobilenet_v2, 64, last_linear),
@@ -128,13 +128,13 @@ def timm_backbone(name: str, **options: Any) -> Backbone:
 def timm_features(net: nn.Module) -> int:
     """What timm calls the size of a model's features before the classifier.
 
-    CrossViT averages two classifiers of two sizes: the last one's input is taken. EfficientViM
-    weighs several with weights that it learns: such a net is read at its output.
+    CrossViT averages two classifiers of two sizes, EfficientViM weighs several: the input of the
+    last one is taken.
     """
     if type(net).__name__ == "CrossVit":
         return int(net.embed_dim[-1])
     if type(net).__name__ == "EfficientViM":
-        return int(net.num_classes)
+        return int(net.heads[-1].in_features)
     if hasattr(net, "feature_info") and not hasattr(net, "num_features"):
         return int(net.feature_info.channels()[-1])
     return int(getattr(net, "head_hidden_size", net.num_features))

@@ -1,0 +1,169 @@
+"""What could represent an image, as a table; and why what was chosen may be wrong."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from byol_wrap.backbone.choosing import Chooser, Tap
+from byol_wrap.backbone.finding import Found
+from byol_wrap.backbone.graph import Edge
+from byol_wrap.backbone.reading import Representation, main_tensor, pooled
+from byol_wrap.backbone.recording import Record, Side, Value
+
+FEW = 8  # numbers that hardly tell one image from another
+MUCH = 0.5  # of the parameters that could be trained
+NAMED = 4  # candidates in a warning
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layer whose output, or input, may represent an image.
+
+    Attributes:
+        name: of the layer; to be given as ``hidden_layer`` where the side is "output".
+        side: "output", or "input".
+        shape: of the value, without the batch.
+        size: of the vector that averaging all but its channels gives.
+        share: in [0, 1], of the net's parameters that a gradient of it reaches.
+        chosen: whether it is what a learner takes.
+    """
+
+    name: str
+    side: Side
+    shape: tuple[int, ...]
+    size: int
+    share: float
+    chosen: bool
+
+    def __str__(self) -> str:
+        shape = ", ".join(map(str, self.shape))
+        return f"hidden_layer={self.name!r} (B, {shape}), {self.size} numbers"
+
+
+class Candidates(Sequence[Candidate]):
+    """Candidates in the order in which a net reaches them; printed as a table.
+
+    Attributes:
+        representation: what a learner takes; None where it refuses the net.
+    """
+
+    def __init__(self, rows: Sequence[Candidate], representation: Representation | None) -> None:
+        self._rows, self.representation = tuple(rows), representation
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        return self._rows[index]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __str__(self) -> str:
+        heads = ("", "name", "side", "shape", "size", "share")
+        lines = [heads] + [
+            (
+                "*" if row.chosen else "",
+                repr(row.name),
+                row.side,
+                f"(B, {', '.join(map(str, row.shape))})",
+                str(row.size),
+                f"{100 * row.share:.1f} %",
+            )
+            for row in self._rows
+        ]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        )
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} candidates; print them>"
+
+
+def candidates(record: Record, sample: Tensor, chosen: Tap | None) -> list[Candidate]:
+    """The outputs of layers that are reached once, each value once, and what was chosen."""
+    chooser = Chooser(record, sample)
+    whole = max(1, sum(chooser.sizes.values()))
+    rows: list[Candidate] = []
+
+    def add(name: str, side: Side, value: Value, is_chosen: bool) -> None:
+        tensor = value.tensor
+        size = tensor.shape[chooser.channels(value)]
+        share = chooser.mass(value.place) / whole
+        rows.append(Candidate(name, side, tuple(tensor.shape[1:]), size, share, is_chosen))
+
+    own = None if chosen is None else (chosen.layer, chosen.side)
+    for name, value in _outermost(record):
+        if (name, "output") != own:
+            add(name, "output", value, False)
+    if chosen is not None:
+        add(chosen.layer, chosen.side, chosen.value, True)
+    return rows
+
+
+def _outermost(record: Record) -> Iterator[tuple[str, Value]]:
+    """The main outputs of layers called once, of those that give the same the outermost."""
+    found: dict[Edge, tuple[str, Value]] = {}
+    for call in record.calls:
+        main = main_tensor(call.output)
+        value = next((v for v in call.outputs if v.tensor is main), None)
+        usable = value is not None and value.tensor.ndim > 1 and len(value.tensor) == record.batch
+        if value is None or value.place is None or not usable or record.times[call.name] != 1:
+            continue
+        if not (call.name == "" and value.place in found):
+            found[value.place] = (call.name, value)
+    yield from found.values()
+
+
+def doubt(record: Record, sample: Tensor, found: Found, also: str, trainable: set[str]) -> str:
+    """What to warn of, and which other layers there are; "" where nothing looks odd.
+
+    Args:
+        record: of the forward on which it was found.
+        sample: what the net was fed.
+        found: what was chosen.
+        also: a reason that is known already, or "".
+        trainable: names of the parameters that the user lets be trained.
+    """
+    size, value = found.representation.size, found.value
+    why = also or found.choice.doubt or _sums_to_one(found) or _leaves_out(record, found, trainable)
+    if not why and size >= FEW:
+        return ""
+    tap = next(t for t in found.choice.taps if t.is_at(found.representation))
+    others = [row for row in candidates(record, sample, tap) if not row.chosen]
+    others = sorted(others, key=lambda row: (-row.size, -row.share))[:NAMED]
+    if not why and others and others[0].size >= 2 * size:
+        why = f"{size} numbers hardly tell one image from another"
+    if not why:
+        return ""
+    shape = ", ".join(map(str, value.tensor.shape[1:]))
+    pool = found.representation.pool
+    how = f", pooled by {pool!r} to {size} numbers" if pool != "none" else ""
+    return (
+        f"An image is represented by {found.representation.where}, (B, {shape}){how}, but {why}. "
+        "If that is not what you want, choose another layer, such as "
+        f"{'; '.join(map(str, others))}. byol_wrap.representation_candidates lists all."
+    )
+
+
+def _sums_to_one(found: Found) -> str:
+    r = found.representation
+    vector = pooled(found.value.tensor.detach(), r.pool, r.channel_dim)
+    one = vector.shape[1] > 1 and bool((vector >= 0).all())
+    if one and bool(((vector.sum(1) - 1).abs() < 1e-3).all()):
+        return "its numbers are never negative and always sum to 1, as probabilities do"
+    return ""
+
+
+def _leaves_out(record: Record, found: Found, trainable: set[str]) -> str:
+    """Whether much could be trained, lies before no classifier, and gets no gradient."""
+    bits = record.graph.bits(found.value.place)
+    for head in found.choice.ends:
+        bits |= record.graph.bits(head)
+    reached = {leaf for i, leaf in enumerate(record.graph.leaves, 1) if bits >> i & 1}
+    named = [(n, p) for n, p in record.net.named_parameters() if n in trainable]
+    whole = sum(p.numel() for _, p in named)
+    left = sum(p.numel() for _, p in named if id(p) not in reached)
+    if bits & 1 or left <= MUCH * whole:
+        return ""
+    return f"{100 * left / whole:.0f} % of the net's parameters get no gradient from it"

@@ -1,0 +1,178 @@
+"""Follows a net's output back to what its classifiers read.
+
+Past what only reshapes, scales, squashes, adds, stacks or selects, to the last layers that mix
+features.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from byol_wrap.backbone.graph import Edge, ancestors, in_order, kind, parents
+from byol_wrap.backbone.recording import Call, Record
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+RESHAPES = (
+    "View UnsafeView Reshape ReshapeAlias Squeeze Unsqueeze Permute Transpose T Expand AsStrided "
+    "Clone Alias ToCopy Slice Select Index IndexSelect Gather Unbind Split SplitWithSizes "
+    "UnsafeSplit Cat Stack Flip Roll Repeat ConstantPadNd PixelShuffle UpsampleBilinear2D "
+    "UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D UpsampleTrilinear3D UpsampleLinear1D "
+    "UpsampleBicubic2D Col2Im Im2Col"
+)
+SCALES = "Mul Div Add Sub Rsub Neg Addcmul Pow Sqrt Rsqrt Reciprocal Where MaskedFill NativeDropout"
+SQUASHES = "Softmax LogSoftmax Tanh Sigmoid LogSigmoid Clamp ClampMin ClampMax Softplus Exp Log"
+REDUCES = (
+    "Mean Sum Max Amax Min Logsumexp LinalgVectorNorm Norm AvgPool2D AvgPool3D AdaptiveAvgPool2D "
+    "AdaptiveAvgPool3D MkldnnAdaptiveAvgPool2D"
+)
+PASSED = frozenset(" ".join((RESHAPES, SCALES, SQUASHES, REDUCES)).split())
+_ACTIVATIONS = "Relu Gelu Silu LeakyRelu Elu Hardswish Hardtanh Mish Prelu Tanh Sigmoid Softplus"
+_BETWEEN = "NativeBatchNorm CudnnBatchNorm NativeLayerNorm NativeDropout Mul View"
+ACTIVATIONS, BETWEEN = frozenset(_ACTIVATIONS.split()), frozenset(_BETWEEN.split())
+RECTIFIERS = ("Relu", "LeakyRelu", "Elu", "Hardtanh", "Silu", "Gelu", "Prelu")
+ATTENTION = ("Bmm", "ScaledDotProduct")  # what gives a weighted sum of values
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """A last layer that mixes features.
+
+    Attributes:
+        reads: the value that it reads.
+        gives: the node of what it gives.
+        call: of the layer; None where the net multiplies with a parameter of its own.
+        is_rectified: whether it is a convolution whose scores go through an activation.
+    """
+
+    reads: Edge
+    gives: Any
+    call: Call | None
+    is_rectified: bool = False
+
+    @property
+    def narrows(self) -> bool:
+        """Whether it gives at most half as many channels as it reads."""
+        layer = None if self.call is None else self.call.layer
+        return not isinstance(layer, CONVOLUTIONS) or layer.out_channels * 2 <= layer.in_channels
+
+
+def is_mixing(layer: nn.Module) -> bool:
+    """Whether it is a Linear, or the convolution that some nets have in its place."""
+    return isinstance(layer, nn.Linear) or (
+        isinstance(layer, CONVOLUTIONS) and all(size == 1 for size in layer.kernel_size)
+    )
+
+
+def heads_of(record: Record, place: Edge) -> list[Head]:
+    """The heads that a value is made of, and of nothing else, in the order in which they ran.
+
+    Empty where it is made of something else, too.
+    """
+    layers = _layers(record)
+    found: dict[Any, frozenset[Head] | None] = {}
+    for node in in_order([place[0]]):
+        if node in layers:
+            found[node] = frozenset([layers[node]])
+        elif hasattr(node, "variable"):
+            found[node] = frozenset()  # a scale, or a shift
+        else:
+            found[node] = _rectified(node, found) or _passed(node, found)
+    return sorted(found[place[0]] or (), key=_order(record))
+
+
+def _layers(record: Record) -> dict[Any, Head]:
+    layers = {}
+    for call in record.calls:
+        given = call.input.place if call.input is not None else None
+        if (is_mixing(call.layer) or _sees_all(call)) and given is not None and call.outputs:
+            place = call.outputs[0].place
+            if place is not None and not _is_of_attention(call.layer, given):
+                layers[place[0]] = Head(given, place[0], call)
+    return layers
+
+
+def _sees_all(call: Call) -> bool:
+    """Whether a convolution's kernel is as large as the map that it reads."""
+    layer, given = call.layer, call.input
+    if not isinstance(layer, CONVOLUTIONS) or given is None:
+        return False
+    return given.tensor.shape[2:] == torch.Size(layer.kernel_size) and layer.groups == 1
+
+
+def _is_of_attention(layer: nn.Module, given: Edge) -> bool:
+    """Whether a layer is an attention's own last one, which keeps the size of what was summed."""
+    if not isinstance(layer, nn.Linear) or layer.in_features != layer.out_features:
+        return False
+    node = given[0]
+    while kind(node) in (*RESHAPES.split(), "Mean") and len(parents(node)) == 1:
+        node = parents(node)[0][0]
+    return kind(node).startswith(ATTENTION)
+
+
+def trunk_of(record: Record, head: Head) -> Edge | None:
+    """What the first layer of a head of several reads; None where the head is a single layer."""
+    layers, trunk = _layers(record), None
+    node, is_activated = head.reads[0], False
+    while True:
+        before = parents(node)
+        if node in layers and is_activated:
+            trunk, is_activated = layers[node].reads, False
+            node = trunk[0]
+        elif len(before) and (kind(node) in ACTIVATIONS or kind(node) in BETWEEN):
+            is_activated |= kind(node) in ACTIVATIONS
+            node = before[0][0]
+        else:
+            return trunk
+
+
+def _rectified(node: Any, found: dict[Any, frozenset[Head] | None]) -> frozenset[Head] | None:
+    """The head whose scores a node rectifies: a convolution with a bias, not one of a backbone."""
+    before = [found[parent] for parent, _ in parents(node)]
+    if kind(node) not in RECTIFIERS or not before or not before[0] or len(before[0]) > 1:
+        return None
+    head = next(iter(before[0]))
+    layer = None if head.call is None else head.call.layer
+    if not isinstance(layer, CONVOLUTIONS) or layer.bias is None:
+        return None
+    return frozenset([replace(head, is_rectified=True)])
+
+
+def _adds_to_itself(parts: Sequence[frozenset[Head]]) -> bool:
+    """Whether, as in a residual block, one part is what another reads."""
+    behind = [set().union(*(ancestors(head.reads) for head in part)) for part in parts]
+    return any(
+        head.gives in nodes
+        for i, part in enumerate(parts)
+        for j, nodes in enumerate(behind)
+        if i != j
+        for head in part
+    )
+
+
+def _passed(node: Any, found: dict[Any, frozenset[Head] | None]) -> frozenset[Head] | None:
+    before = [found[parent] for parent, _ in parents(node)]
+    if kind(node) in ("Mm", "Addmm") and frozenset() in before:
+        read = [p for p in parents(node) if found[p[0]] != frozenset()]
+        return frozenset([Head(read[0], node, None)]) if len(read) == 1 else None
+    if kind(node) not in PASSED or None in before or not before:
+        return None
+    parts = [part for part in before if part]
+    if kind(node) == "Mul" and len(parts) == 2 and parts[0] & parts[1]:
+        return None  # x * sigmoid(x): an activation
+    if kind(node) in ("Add", "Sub") and len(parts) > 1 and _adds_to_itself(parts):
+        return None
+    return frozenset().union(*parts)
+
+
+def _order(record: Record) -> Any:
+    calls = {id(call): i for i, call in enumerate(record.calls)}
+    return lambda head: calls.get(id(head.call), len(calls))
+
+
+def last_of(heads: Sequence[Head]) -> Head:
+    """Of several classifiers that are combined: the last that reads a vector, or else the last."""
+    vectors = [h for h in heads if h.call and h.call.input and h.call.input.tensor.ndim == 2]
+    return (vectors or heads)[-1]

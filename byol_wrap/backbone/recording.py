@@ -1,0 +1,166 @@
+"""Runs a net once, and writes down which layers are called, with what, and what they give."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from byol_wrap.backbone.graph import Edge, Graph, edge
+from byol_wrap.backbone.reading import Part, main_tensor
+
+Side = Literal["input", "output"]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of a forward: where it was found in what a layer gave, and in the graph."""
+
+    part: Part
+    tensor: Tensor
+    place: Edge | None
+
+    @classmethod
+    def of(cls, tensor: Tensor | None, part: Part = ()) -> "Value":
+        """A tensor as it is in the graph now; for None one that holds nothing."""
+        tensor = torch.empty(0) if tensor is None else tensor
+        return cls(part, tensor, edge(tensor))
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a layer.
+
+    Attributes:
+        name: of the layer; "" is the net.
+        layer: itself.
+        caller: the call within which it happened; None for the net's own.
+        input: the main tensor it was given.
+        outputs: the tensors of floats that it gave.
+        output: all that it gave.
+    """
+
+    name: str
+    layer: nn.Module
+    caller: "Call | None"
+    input: Value | None = None
+    outputs: list[Value] = field(default_factory=list)
+    output: Any = None
+
+
+@dataclass
+class Record:
+    """A forward of a net.
+
+    Attributes:
+        net: the net.
+        batch: how many items it was fed.
+        calls: those that came to their end, in that order.
+        events: layers as they got their input and gave their output.
+        output: of the net; None where it failed.
+        error: which error then.
+    """
+
+    net: nn.Module
+    batch: int
+    calls: list[Call] = field(default_factory=list)
+    events: list[tuple[str, Side]] = field(default_factory=list)
+    output: Any = None
+    error: Exception | None = None
+
+    @cached_property
+    def times(self) -> Counter[str]:
+        """How often each layer was called."""
+        return Counter(call.name for call in self.calls)
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The graph behind all that layers gave."""
+        return Graph(v.tensor for v in self.values())
+
+    def values(self) -> Iterator[Value]:
+        """All values that layers gave, the net's own last."""
+        for call in self.calls:
+            yield from call.outputs
+        if not self.calls or self.calls[-1].name:  # a scripted net has no hooks
+            yield from self.net_outputs
+
+    @cached_property
+    def net_outputs(self) -> list[Value]:
+        """The tensors of floats that the net gave."""
+        return [Value.of(t, part) for part, t in tensors(self.output)]
+
+    def outputs_alike(self, other: "Record") -> bool:
+        """Whether two forwards called the same layers and gave the same kinds of values."""
+        kinds = [
+            [(value.part, value.tensor.shape[1:]) for value in record.net_outputs]
+            for record in (self, other)
+        ]
+        return kinds[0] == kinds[1] and self.events == other.events
+
+    def once(self, name: str) -> Call | None:
+        """The only call of a layer; None where there was none, or another."""
+        called = [call for call in self.calls if call.name == name]
+        return called[0] if len(called) == 1 else None
+
+
+def tensors(output: Any, part: Part = ()) -> Iterator[tuple[Part, Tensor]]:
+    """The tensors of floats in a structured output, each with its place in it."""
+    if isinstance(output, Tensor):
+        if output.is_floating_point():
+            yield part, output
+        return
+    items: Any = ()
+    if isinstance(output, Mapping):
+        items = output.items()
+    elif is_dataclass(output) and not isinstance(output, type):
+        items = [(f.name, getattr(output, f.name)) for f in fields(output)]
+    elif isinstance(output, list | tuple):
+        items = enumerate(output)
+    for key, value in items:
+        yield from tensors(value, (*part, key))
+
+
+def record(net: nn.Module, sample: Tensor) -> Record:
+    """Run a net on ``sample`` in the mode it is in, with or without gradient as that is set.
+
+    A failure is written down, but for a lack of memory.
+    """
+    made = Record(net, len(sample))
+    stack: list[Call | None] = [None]
+
+    def enter(name: str, layer: nn.Module) -> None:
+        stack.append(Call(name, layer, stack[-1]))
+        made.events.append((name, "input"))
+
+    def leave(layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        while (call := stack.pop()) is not None and call.layer is not layer:
+            pass  # a call that failed, and whose error the net caught
+        assert call is not None
+        made.events.append((call.name, "output"))
+        given = main_tensor((*args, *kwargs.values()))
+        call.input = None if given is None else Value.of(given)
+        call.outputs = [Value.of(t, part) for part, t in tensors(output)]
+        call.output = output
+        made.calls.append(call)
+
+    with ExitStack() as hooks:
+        for name, layer in net.named_modules():
+            if not isinstance(layer, torch.jit.ScriptModule):
+                hooks.callback(_on_enter(name, layer, enter))
+                hooks.callback(layer.register_forward_hook(leave, with_kwargs=True).remove)
+        try:
+            made.output = net(sample)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            made.error = error
+    return made
+
+
+def _on_enter(name: str, layer: nn.Module, enter: Any) -> Any:
+    return layer.register_forward_pre_hook(lambda layer, args: enter(name, layer)).remove

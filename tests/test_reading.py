@@ -1,0 +1,862 @@
+"""What represents an image, in nets of every kind: the oracle is a hook set by hand."""
+
+import copy
+import warnings
+from collections.abc import Callable
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from nets import Function, conv_net
+from torch import Tensor, nn
+
+from byol_wrap import BYOL, SimCLR, representation_candidates
+
+SMALL = {"projection_size": 8, "projection_hidden_size": 16}
+Oracle = tuple[str, str, Callable[[Any], Tensor]]  # a layer, its side, and how it becomes (B, D)
+
+
+def wrap(net: nn.Module, image_size: int | None = 32, **kwargs: Any) -> BYOL:
+    return BYOL(net, image_size, **SMALL, **kwargs)
+
+
+def block(inputs: int, outputs: int, stride: int = 2) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, 3, stride, 1)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+def hooked(net: nn.Module, batch: Tensor, oracle: Oracle) -> Tensor:
+    """What a hook of our own sees."""
+    name, side, pool = oracle
+    seen: list[Any] = []
+    layer = net.get_submodule(name)
+    handle = layer.register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
+    with torch.no_grad():
+        net(batch)
+    handle.remove()
+    return pool(seen[0][side == "output"])
+
+
+def check(net: nn.Module, shape: tuple[int, ...], oracle: Oracle) -> BYOL:
+    """The learner reads the oracle's value, in training and in eval mode."""
+    torch.manual_seed(0)
+    learner = wrap(net, None)
+    batch = torch.rand(4, *shape)
+    learner(batch, batch)
+    for training in (True, False):
+        learner.train(training)
+        expected = hooked(copy.deepcopy(net), batch, oracle)
+        torch.testing.assert_close(learner.online.represent(batch).detach(), expected)
+    return learner
+
+
+def same(x: Tensor) -> Tensor:
+    return x
+
+
+def mean(x: Tensor) -> Tensor:
+    return x.flatten(2).mean(2)
+
+
+IMAGE = (3, 32, 32)
+
+
+# Behind the classifier
+
+
+def with_fc(forward: Callable[[Any, Tensor], Any], **layers: nn.Module) -> nn.Module:
+    return Function(forward, body=conv_net(12), **{"fc": nn.Linear(12, 3), **layers})
+
+
+def normalised_scores(net: Any, x: Tensor) -> Tensor:
+    return net.scale * F.normalize(net.fc(net.body(x)), dim=1)
+
+
+def scaled() -> nn.Module:
+    net = with_fc(normalised_scores)
+    net.scale = nn.Parameter(torch.ones(()))
+    return net
+
+
+def two_heads(net: Any, x: Tensor) -> dict[str, Tensor]:
+    features = net.body(x)
+    return {"age": F.softplus(net.age(features)), "kind": net.fc(features).log_softmax(1)}
+
+
+SQUASHED = {
+    "tanh": lambda: with_fc(lambda net, x: net.fc(net.body(x)).tanh()),
+    "softmax of a temperature": lambda: with_fc(
+        lambda net, x: (net.fc(net.body(x)) / 0.1).softmax(1)
+    ),
+    "a scale that is learned": scaled,
+    "heads in a dict": lambda: with_fc(two_heads, age=nn.Linear(12, 1)),
+    "both, squashed and not": lambda: with_fc(
+        lambda net, x: (lambda y: (y.sigmoid(), y))(net.fc(net.body(x)))
+    ),
+    "folded": lambda: with_fc(lambda net, x: net.fc(net.body(x)).view(-1, 1, 3).clamp(-1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", SQUASHED)
+def test_what_only_squashes_or_reshapes_is_not_the_representation(name: str) -> None:
+    check(SQUASHED[name](), IMAGE, ("fc", "input", same))
+
+
+def by_convolution(*behind: nn.Module, classes: int = 20) -> Callable[[], nn.Module]:
+    """Scores of places that are then averaged."""
+    return lambda: nn.Sequential(
+        encoder(), nn.Conv2d(16, classes, 1), *behind, nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+
+
+CONVOLUTIONS: dict[str, tuple[Callable[[], nn.Module], Oracle]] = {
+    "ReLU, as in SqueezeNet": (by_convolution(nn.ReLU()), ("1", "input", mean)),
+    "LeakyReLU, as in Darknet": (by_convolution(nn.LeakyReLU()), ("1", "input", mean)),
+    "nothing": (by_convolution(), ("1", "input", mean)),
+    "a kernel over all that is left": (
+        lambda: nn.Sequential(encoder(), nn.Conv2d(16, 4, 8), nn.Flatten()),
+        ("1", "input", mean),
+    ),
+    "a norm, as in MobileNet's features": (
+        by_convolution(nn.BatchNorm2d(20), nn.ReLU()),
+        ("5", "output", same),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_convolution_that_classifies_is_passed(name: str) -> None:
+    build, oracle = CONVOLUTIONS[name]
+    check(build(), IMAGE, oracle)
+
+
+def test_heads_of_several_layers_share_their_trunk() -> None:
+    def head() -> nn.Module:
+        return nn.Sequential(nn.Linear(12, 2), nn.ReLU(), nn.Linear(2, 3))
+
+    net = with_fc(lambda net, x: (lambda f: (net.one(f), net.two(f)))(net.body(x)),
+                  one=head(), two=head())  # fmt: skip
+    check(net, IMAGE, ("body", "output", same))
+
+
+@pytest.mark.parametrize(("hidden", "oracle"), [(5, ("body", "output")), (20, ("fc.2", "input"))])
+def test_a_head_that_narrows_in_several_layers_is_passed_whole(hidden: int, oracle: Any) -> None:
+    head = nn.Sequential(nn.Linear(12, hidden), nn.ReLU(), nn.Linear(hidden, 3))
+    check(with_fc(lambda net, x: net.fc(net.body(x)), fc=head), IMAGE, (*oracle, same))
+
+
+def test_scores_that_are_folded_are_scores() -> None:
+    net = with_fc(lambda net, x: net.fc(net.body(x)).view(-1, 2, 3), fc=nn.Linear(12, 6))
+    check(net, IMAGE, ("fc", "input", same))
+
+
+def test_the_last_layer_of_an_attention_is_no_classifier() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        keys = net.patch(x).flatten(2).transpose(1, 2)
+        query = net.query.expand(len(x), 1, -1)
+        return net.last(F.scaled_dot_product_attention(query, keys, keys)).flatten(1)
+
+    net = Function(forward, patch=nn.Conv2d(3, 16, 8, 8), last=nn.Linear(16, 16))
+    net.query = nn.Parameter(torch.randn(1, 1, 16))
+    check(net, IMAGE, ("", "output", same))
+
+
+def test_an_activation_written_by_hand_is_no_squashed_score() -> None:
+    net = with_fc(lambda net, x: (lambda y: y * y.sigmoid())(net.fc(net.body(x))))
+    net.fc = nn.Linear(12, 9)
+    found = wrap(net).representation
+    assert found is not None
+    assert (found.layer, found.side, found.size) == ("", "output", 9)
+
+
+# Two modes
+
+
+def probabilities_in_eval(net: Any, x: Tensor) -> Any:
+    scores = net.fc(net.body(x))
+    return scores if net.training else (scores.softmax(1), scores)
+
+
+def features_in_eval(net: Any, x: Tensor) -> Tensor:
+    features = net.norm(net.body(x))
+    return net.fc(features) if net.training else F.normalize(features)
+
+
+def auxiliary_in_training(net: Any, x: Tensor) -> Any:
+    early = net.early(x)
+    scores = net.fc(net.late(early).mean((2, 3)))
+    return (net.auxiliary(early.mean((2, 3))), scores) if net.training else scores
+
+
+def deeply_supervised() -> nn.Module:
+    auxiliary = nn.Sequential(nn.Linear(8, 9), nn.ReLU(), nn.Linear(9, 3))
+    layers = {"early": block(3, 8), "late": block(8, 16), "auxiliary": auxiliary}
+    return Function(auxiliary_in_training, **layers, fc=nn.Linear(16, 3))
+
+
+MODES: dict[str, tuple[Callable[[], nn.Module], Oracle]] = {
+    "probabilities": (lambda: with_fc(probabilities_in_eval), ("fc", "input", same)),
+    "features": (
+        lambda: with_fc(features_in_eval, norm=nn.BatchNorm1d(12)),
+        ("norm", "output", same),
+    ),
+    "an auxiliary classifier": (deeply_supervised, ("fc", "input", same)),
+}
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_a_net_that_answers_otherwise_in_eval_is_read_at_one_place(name: str) -> None:
+    build, oracle = MODES[name]
+    check(build(), IMAGE, oracle)
+
+
+def test_modes_that_lead_to_different_places_are_told() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        features = net.body(x)
+        return net.fc(net.neck(features)) if net.training else features
+
+    net = with_fc(forward, neck=nn.Linear(12, 12))
+    with pytest.raises(ValueError, match="not reached in eval mode"):
+        wrap(net)
+    net.function = lambda net, x: (
+        net.fc(net.neck(net.body(x))) if net.training else net.neck(net.body(x)).relu()
+    )
+    net.neck = nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16))
+    net.fc = nn.Linear(16, 3)
+    wrap(net)  # nothing with parameters lies in between
+    net.function = lambda net, x: (
+        net.fc(net.neck(net.body(x))) if net.training else net.other(net.neck(net.body(x))).relu()
+    )
+    net.other = nn.Linear(16, 9)
+    with pytest.warns(UserWarning, match=r"in eval mode the net leads to .* hidden_layer='neck.0'"):
+        wrap(net)
+
+
+class Counting(nn.Module):
+    """Counts its runs, those of its copies among them."""
+
+    runs = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.fc = conv_net(12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        type(self).runs += 1
+        return self.scores(self.body(x))
+
+    def scores(self, x: Tensor) -> Any:
+        return self.fc(F.dropout(x, 0.1, training=self.training)) * (2 if self.training else 1)
+
+
+class Otherwise(Counting):
+    def scores(self, x: Tensor) -> Any:
+        if not self.training:
+            return self.fc(x).softmax(1)
+        return self.fc(x)
+
+
+class Switched(Counting):
+    quick = False
+
+    def train(self, mode: bool = True) -> "Switched":
+        self.quick = not mode
+        return super().train(mode)
+
+    def scores(self, x: Tensor) -> Any:
+        return (self.fc(x), x) if self.quick else self.fc(x)
+
+
+class HandsItselfOn(Counting):
+    def scores(self, x: Tensor) -> Any:
+        return helper(self, x)
+
+
+def helper(net: nn.Module, x: Tensor) -> Any:
+    return net.fc(x) if net.training else (net.fc(x), x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "runs"), [(Counting, 1), (Otherwise, 2), (Switched, 3), (HandsItselfOn, 3)]
+)
+def test_a_net_is_run_in_eval_mode_where_its_code_may_ask_for_it(kind: Any, runs: int) -> None:
+    kind.runs = 0
+    assert wrap(kind()).representation == wrap(Counting()).representation
+    assert kind.runs - (kind is Counting) == runs
+
+
+# Several maps
+
+
+class Stages(nn.Module):
+    """Three stages, each map of which it gives."""
+
+    def __init__(self, pack: Callable[..., Any]) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.pack = block(3, 8, 4), block(8, 12), block(12, 20), pack
+
+    def forward(self, x: Tensor) -> Any:
+        a = self.a(x)
+        b = self.b(a)
+        return self.pack(a, b, self.c(b))
+
+
+class Pyramid(nn.Module):
+    """Feature maps fused from the top down, with one more level, as of a detector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Stages(lambda a, b, c: {"0": a, "1": b, "2": c})
+        self.inner = nn.ModuleList([nn.Conv2d(width, 16, 1) for width in (8, 12, 20)])
+        self.outer = nn.ModuleList([nn.Conv2d(16, 16, 3, 1, 1) for _ in range(3)])
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        maps = [layer(m) for layer, m in zip(self.inner, self.body(x).values(), strict=True)]
+        for i in (1, 0):
+            maps[i] = maps[i] + F.interpolate(maps[i + 1], size=maps[i].shape[2:])
+        maps = [layer(m) for layer, m in zip(self.outer, maps, strict=True)]
+        return {"p0": maps[0], "p1": maps[1], "p2": maps[2], "p3": F.max_pool2d(maps[2], 1, 2)}
+
+
+def extra_levels(net: Any, x: Tensor) -> list[Tensor]:
+    maps = list(net.body(x))
+    maps.append(net.p5(maps[-1]))
+    return [*maps, F.max_pool2d(maps[-1], 1, 2)]
+
+
+def test_extra_levels_behind_the_backbone_are_not_its_deepest() -> None:
+    net = Function(extra_levels, body=Stages(lambda a, b, c: (a, b, c)))
+    net.p5 = nn.Conv2d(20, 12, 1, 2)
+    check(net, IMAGE, ("body.c", "output", mean))
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [
+        lambda a, b, c: (a, b, c),
+        lambda a, b, c: {"low": a, "mid": b, "high": c},
+        lambda a, b, c: [a, b, c],
+        lambda a, b, c: (c, b, a),
+        lambda a, b, c: {"feature_maps": (b, c)},
+    ],
+    ids=["tuple", "dict", "list", "reversed", "nested"],
+)
+def test_of_several_maps_the_deepest_is_read(pack: Any) -> None:
+    check(Stages(pack), IMAGE, ("c", "output", mean))
+
+
+# Dense outputs
+
+
+class Dense(nn.Module):
+    """A small U-Net."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down1, self.down2, self.down3 = block(3, 8), block(8, 16), block(16, 32)
+        self.up1, self.up2 = nn.ConvTranspose2d(32, 16, 2, 2), nn.ConvTranspose2d(16, 8, 2, 2)
+        self.mix1, self.mix2 = block(32, 16, 1), block(16, 8, 1)
+        self.out = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = self.down1(x)
+        two = self.down2(one)
+        y = self.mix1(torch.cat([two, self.up1(self.down3(two))], 1))
+        y = self.mix2(torch.cat([one, self.up2(y)], 1))
+        return F.interpolate(self.out(y), scale_factor=2)
+
+
+def dilated(net: Any, x: Tensor) -> dict[str, Tensor]:
+    """A segmentation net whose head pools the whole map in one of its branches."""
+    maps = net.backbone(x)
+    pooled = net.pooled(maps.mean((2, 3), keepdim=True)).expand(-1, -1, *maps.shape[2:])
+    return {"out": F.interpolate(net.head(pooled + net.local(maps)), size=x.shape[2:])}
+
+
+def code(net: Any, x: Tensor) -> Any:
+    """A variational autoencoder."""
+    h = net.encoder(x).flatten(1)
+    mu, log = net.mu(h), net.log(h)
+    z = mu + log.exp() * 0.1
+    return net.decoder(net.up(z).view(-1, 16, 8, 8)), mu, log
+
+
+def decoder() -> nn.Module:
+    up = nn.ConvTranspose2d(16, 8, 2, 2)
+    return nn.Sequential(up, nn.ReLU(), nn.ConvTranspose2d(8, 3, 2, 2))
+
+
+def encoder() -> nn.Module:
+    return nn.Sequential(block(3, 8), block(8, 16))
+
+
+class Masked(nn.Module):
+    """A masked autoencoder: half of the tokens are encoded, all are decoded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.token = nn.Conv2d(3, 16, 8, 8), nn.Parameter(torch.zeros(1, 1, 8))
+        layer = {"dim_feedforward": 32, "batch_first": True, "dropout": 0.0}
+        self.encoder = nn.TransformerEncoderLayer(16, 2, **layer)
+        self.narrow = nn.Linear(16, 8)
+        self.decoder = nn.TransformerEncoderLayer(8, 2, **layer)
+        self.out = nn.Linear(8, 192)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patch(x).flatten(2).transpose(1, 2)
+        seen = self.narrow(self.encoder(tokens[:, ::2]))
+        both = torch.cat([seen, self.token.expand(len(x), 8, -1)], dim=1)
+        return self.out(self.decoder(both))
+
+
+DENSE: dict[str, tuple[Callable[[], nn.Module], Oracle]] = {
+    "U-Net": (Dense, ("down3", "output", mean)),
+    "dilated": (
+        lambda: Function(
+            dilated,
+            backbone=nn.Sequential(block(3, 16), block(16, 32)),
+            pooled=nn.Conv2d(32, 8, 1),
+            local=nn.Conv2d(32, 8, 3, 1, 1),
+            head=nn.Conv2d(8, 3, 1),
+        ),
+        ("backbone", "output", mean),
+    ),
+    "autoencoder": (
+        lambda: nn.Sequential(encoder(), decoder(), nn.Sigmoid()),
+        ("0", "output", mean),
+    ),
+    "variational": (
+        lambda: Function(
+            code,
+            encoder=encoder(),
+            mu=nn.Linear(1024, 12),
+            log=nn.Linear(1024, 12),
+            up=nn.Linear(12, 1024),
+            decoder=decoder(),
+        ),
+        ("mu", "output", same),
+    ),
+    "masked": (Masked, ("encoder", "output", lambda x: x.mean(1))),
+    "masked, by pixels that are folded": (
+        lambda: Function(
+            lambda net, x: F.pixel_shuffle(net.decoder(net.encoder(x)), 4),
+            encoder=encoder(),
+            decoder=nn.Conv2d(16, 48, 1),
+        ),
+        ("encoder", "output", mean),
+    ),
+    "scores refined in stages": (
+        lambda: Function(
+            lambda net, x: (
+                lambda f: (lambda y: torch.cat([y, net.two(torch.cat([f, y], 1))], 1))(net.one(f))
+            )(net.encoder(x)),
+            encoder=encoder(),
+            one=nn.Conv2d(16, 4, 1),
+            two=nn.Conv2d(20, 4, 1),
+        ),
+        ("two", "input", mean),
+    ),
+    "a map of few classes": (
+        lambda: nn.Sequential(encoder(), nn.Conv2d(16, 3, 1)),
+        ("1", "input", mean),
+    ),
+    "queries with heads of several layers": (
+        lambda: Function(
+            lambda net, x: net.heads(net.norm(net.patch(x).flatten(2).transpose(1, 2))),
+            patch=nn.Conv2d(3, 16, 8, 8),
+            norm=nn.LayerNorm(16),
+            heads=nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)),
+        ),
+        ("norm", "output", lambda x: x.mean(1)),
+    ),
+    "a table that is narrowed": (
+        lambda: nn.Sequential(
+            nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 9), nn.ReLU(), nn.Linear(9, 20)
+        ),
+        ("3", "output", same),
+    ),
+    "a pyramid of fused maps": (Pyramid, ("body.c", "output", mean)),
+}
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_a_dense_output_is_read_at_the_narrowest_place_with_a_word(name: str) -> None:
+    build, oracle = DENSE[name]
+    with pytest.warns(UserWarning, match=r"values for each place .*hidden_layer='") as told:
+        check(build(), (20,) if "table" in name else IMAGE, oracle)
+    assert len(told) == 1
+
+
+# Channels
+
+
+def frames(net: Any, x: Tensor) -> Tensor:
+    maps = net.body(x.flatten(0, 1))
+    return maps.view(*x.shape[:2], *maps.shape[1:])
+
+
+CHANNELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Callable[[Tensor], Tensor]]] = {
+    "Conv1d": (
+        lambda: nn.Sequential(nn.Conv1d(2, 9, 5, 2), nn.BatchNorm1d(9), nn.ReLU()),
+        (2, 64),
+        lambda x: x.mean(2),
+    ),
+    "Conv1d with InstanceNorm, transposed": (
+        lambda: Function(
+            lambda net, x: net.body(x).transpose(1, 2),
+            body=nn.Sequential(nn.Conv1d(2, 9, 5, 2), nn.InstanceNorm1d(9), nn.GELU()),
+        ),
+        (2, 64),
+        lambda x: x.mean(1),
+    ),
+    "Conv1d, residual and pooled": (
+        lambda: Function(
+            lambda net, x: F.avg_pool1d((lambda y: y + net.two(y))(net.one(x)), 2),
+            one=nn.Conv1d(2, 9, 5, 2),
+            two=nn.Conv1d(9, 9, 3, padding=1),
+        ),
+        (2, 64),
+        lambda x: x.mean(2),
+    ),
+    "Conv3d": (
+        lambda: nn.Sequential(nn.Conv3d(1, 9, 3, 2), nn.GroupNorm(3, 9), nn.ReLU()),
+        (1, 9, 9, 9),
+        mean,
+    ),
+    "Conv2d, flattened to (B, C, H W)": (
+        lambda: nn.Sequential(nn.Conv2d(3, 9, 3, 2), nn.ReLU(), nn.Flatten(2)),
+        IMAGE,
+        mean,
+    ),
+    "frames of a clip (B, T, C, H, W)": (
+        lambda: Function(frames, body=nn.Sequential(nn.Conv2d(3, 9, 3, 4), nn.ReLU())),
+        (4, 3, 16, 16),
+        lambda x: x.mean((1, 3, 4)),
+    ),
+    "a recurrent net": (
+        lambda: Function(
+            lambda net, x: net.norm(net.rnn(x)[0]),
+            rnn=nn.GRU(5, 9, batch_first=True),
+            norm=nn.LayerNorm(9),
+        ),
+        (11, 5),
+        lambda x: x.mean(1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+def test_channels_are_told_by_the_layer_not_by_the_number_of_dimensions(name: str) -> None:
+    build, shape, pool = CHANNELS[name]
+    check(build(), shape, ("", "output", pool))
+
+
+# Class tokens
+
+
+class Transformer(nn.Module):
+    """A Vision Transformer that owns a class token, whatever it does with it."""
+
+    def __init__(self, joins: str = "first", read: str = "none") -> None:
+        super().__init__()
+        self.patch, self.cls_token = nn.Conv2d(3, 16, 8, 8), nn.Parameter(torch.randn(1, 1, 16))
+        layer = {"dim_feedforward": 32, "batch_first": True, "dropout": 0.0}
+        self.blocks = nn.ModuleList([nn.TransformerEncoderLayer(16, 2, **layer) for _ in range(2)])
+        self.norm, self.head = nn.LayerNorm(16), nn.Linear(16, 9)
+        self.joins, self.read = joins, read
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        if self.joins == "registers":
+            x = torch.cat([self.cls_token.expand(len(x), 4, -1), x], 1)
+        token = self.cls_token[:, : 0 if self.joins == "empty" else 1].expand(len(x), -1, -1)
+        for i, block in enumerate(self.blocks):
+            if self.joins == ("first", "late")[i] or (self.joins == "empty" and not i):
+                x = torch.cat([token, x], 1)
+            x = block(x)
+        if self.joins == "last":  # as in CaiT: it alone attends to the others
+            x = torch.cat([token + block(torch.cat([token, x], 1))[:, :1], x], 1)
+        x = self.norm(x)
+        if self.read == "none":
+            return x
+        scores: Tensor = self.head(x)
+        return scores[:, 0] if self.read == "class" else scores[:, 1:].mean(1)
+
+
+def first(x: Tensor) -> Tensor:
+    return x[:, 0]
+
+
+TOKENS: dict[str, tuple[Callable[[], nn.Module], Oracle]] = {
+    "a class token": (Transformer, ("norm", "output", first)),
+    "one that only joins the last block": (
+        lambda: Transformer("late"),
+        ("norm", "output", first),
+    ),
+    "one that joins when all is done": (
+        lambda: Transformer("last"),
+        ("norm", "output", first),
+    ),
+    "registers alone": (lambda: Transformer("registers"), ("norm", "output", lambda x: x.mean(1))),
+    "one of no rows": (lambda: Transformer("empty"), ("norm", "output", lambda x: x.mean(1))),
+    "one that is owned and not used": (
+        lambda: Transformer("never"),
+        ("norm", "output", lambda x: x.mean(1)),
+    ),
+    "the head reads it": (lambda: Transformer(read="class"), ("head", "input", first)),
+    "the head reads the mean of the others": (
+        lambda: Transformer(read="mean"),
+        ("head", "input", lambda x: x.mean(1)),
+    ),
+    "not used, and the head reads the mean": (
+        lambda: Transformer("never", "mean"),
+        ("head", "input", lambda x: x.mean(1)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_a_class_token_is_read_where_there_is_one(name: str) -> None:
+    build, oracle = TOKENS[name]
+    check(build(), IMAGE, oracle)
+
+
+@pytest.mark.parametrize(("layer", "pool"), [("blocks.0", "mean"), ("blocks.1", "class_token")])
+def test_before_the_class_token_joins_there_is_none(layer: str, pool: str) -> None:
+    found = wrap(Transformer("late"), hidden_layer=layer).representation
+    assert found is not None
+    assert found.pool == pool
+
+
+# The images' channels
+
+
+def folded(net: Any, x: Tensor) -> Tensor:
+    patches = x.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5)
+    return net.deep(net.patch(patches.flatten(3).flatten(1, 2)).transpose(1, 2)).mean(2)
+
+
+NOT_FIRST: dict[str, Callable[[], nn.Module]] = {
+    "patches by a Linear": lambda: Function(
+        folded, deep=nn.Conv1d(16, 16, 3), patch=nn.Linear(3 * 64, 16)
+    ),
+    "a stem that is registered late": lambda: Function(
+        lambda net, x: net.deep(net.stem(x)).mean((2, 3)), deep=block(16, 16), stem=block(3, 16)
+    ),
+    "pixels folded into channels": lambda: nn.Sequential(
+        nn.PixelUnshuffle(4), conv_net(12, channels=48)
+    ),
+}
+
+
+@pytest.mark.parametrize("image_size", [32, None])
+@pytest.mark.parametrize("name", NOT_FIRST)
+def test_channels_are_settled_by_what_runs(name: str, image_size: int | None) -> None:
+    learner = wrap(NOT_FIRST[name](), image_size)
+    learner(torch.rand(4, 3, 32, 32)).backward()
+    assert learner.channels == 3
+    assert len(learner.embed(torch.rand(2, 3, 32, 32))) == 2
+
+
+def test_channels_that_do_not_run_are_refused_as_ever() -> None:
+    with pytest.raises(ValueError, match="3 channels"):
+        wrap(conv_net(6), None)(torch.rand(4, 4, 32, 32))
+
+
+# Doubts
+
+
+def few() -> nn.Module:
+    return nn.Sequential(block(3, 16, 1), block(16, 16, 1), nn.Conv2d(16, 3, 3, 1, 1))
+
+
+def probabilities() -> nn.Module:
+    return with_fc(
+        lambda net, x: net.fc(net.body(x)).relu().add(1e-9).softmax(1), fc=nn.Linear(12, 9)
+    )
+
+
+def left_out(net: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        x = net.large(x)
+    return net.small(x).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (few, "3 numbers hardly tell one image from another"),
+        (probabilities, "always sum to 1"),
+        (
+            lambda: Function(left_out, large=block(3, 99), small=nn.Conv2d(99, 9, 1)),
+            "% of the net's parameters get no gradient",
+        ),
+    ],
+    ids=["few", "probabilities", "left out"],
+)
+@pytest.mark.parametrize("method", [BYOL, SimCLR])
+def test_what_looks_odd_is_told_once_with_what_to_type(
+    build: Any, reason: str, method: Any
+) -> None:
+    with pytest.warns(UserWarning, match=reason) as told:
+        learner = method(build(), 32, projection_size=8)
+    assert len(told) == 1
+    message = str(told[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        name = message.partition("hidden_layer=")[2].split("'")[1]
+        chosen = method(build(), 32, name, projection_size=8).representation
+    assert f"hidden_layer={name!r} (B, " in message
+    assert chosen is not None
+    assert chosen.layer == name
+    assert learner.representation != chosen
+
+
+def test_candidates_are_listed_with_their_shapes_and_shares() -> None:
+    net = Stages(lambda a, b, c: (a, b, c))
+    table = representation_candidates(net, 32)
+    rows = {row.name: row for row in table}
+    assert rows["b"].shape == (12, 4, 4)
+    assert rows["b"].size == 12
+    total = sum(p.numel() for p in net.parameters())
+    trained = sum(p.numel() for part in (net.a, net.b) for p in part.parameters())
+    assert rows["b"].share == pytest.approx(trained / total)
+    assert [row.chosen for row in table] == [False] * (len(table) - 1) + [True]
+    assert (table[-1].name, table[-1].side, table[-1].share) == ("", "output", 1.0)
+    assert table.representation == wrap(net).representation
+    assert "'b'" in str(table)
+    assert str(table).count("\n") == len(table)
+    for row in table:
+        if row.side == "output" and not row.chosen:
+            found = wrap(net, hidden_layer=row.name).representation
+            assert found is not None
+            assert found.size == row.size
+
+
+def test_candidates_leave_the_net_alone_and_say_where_it_is_refused() -> None:
+    net = conv_net(9)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    table = representation_candidates(net.eval(), torch.rand(2, 3, 16, 16))
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert not net.training
+    assert table.representation is not None
+    detached = Function(lambda net, x: net.body(x).detach(), body=conv_net(9))
+    assert representation_candidates(detached, 16).representation is None
+    with pytest.raises(ValueError, match="cannot take a batch"):
+        representation_candidates(nn.Sequential(nn.Flatten(), nn.Linear(7, 3)), 16)
+
+
+# The copy depends on nothing of the net's
+
+
+def closed_over() -> nn.Module:
+    """A forward that was patched with a function that holds the old one."""
+    net = conv_net(12, classes=5)
+    old = net.forward
+    net.forward = lambda x: 2 * old(x)
+    return net
+
+
+def keeps_a_map() -> nn.Module:
+    """One that keeps what a layer of the net gives."""
+    net = with_fc(lambda net, x: net.fc(net.body(x)))
+    maps: list[Tensor] = []
+
+    def forward(x: Tensor) -> Tensor:
+        maps.append(net.body[:4](x).detach())
+        return net.function(net, x)
+
+    net.forward = forward
+    return net
+
+
+def hooked_over_itself() -> nn.Module:
+    net = with_fc(lambda net, x: net.body(x))
+    net.body.register_forward_hook(lambda layer, args, out: net.fc(out))
+    return net
+
+
+def by_its_weight() -> nn.Module:
+    net = conv_net(12)
+    weight = nn.Parameter(torch.randn(5, 12))
+    net.weight = weight
+    net.register_forward_hook(lambda layer, args, out: F.linear(out, weight))
+    return net
+
+
+def frozen() -> nn.Module:
+    """No graph leads to it: a constant."""
+    return closed_over().requires_grad_(False)
+
+
+@pytest.mark.parametrize("image_size", [32, None])
+@pytest.mark.parametrize(
+    "build", [closed_over, keeps_a_map, hooked_over_itself, by_its_weight, frozen]
+)
+def test_a_copy_that_still_runs_the_net_is_refused(build: Any, image_size: int | None) -> None:
+    net = build()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    flags = [p.requires_grad for p in net.parameters()]
+    views = torch.rand(2, 4, 3, 32, 32)
+    with pytest.raises(RuntimeError, match=r"would still run net's own .*types.MethodType"):
+        wrap(net, image_size)(*views)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert [p.requires_grad for p in net.parameters()] == flags
+    assert not torch.nn.modules.module._global_forward_pre_hooks
+
+
+@pytest.mark.parametrize("build", [closed_over, keeps_a_map, hooked_over_itself])
+def test_a_method_without_a_target_takes_such_a_net(build: Any) -> None:
+    net = build()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    learner = SimCLR(net, 32, projection_size=8)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert learner.representation is not None
+    assert learner.representation.size == 12
+    learner(torch.rand(4, 3, 32, 32)).backward()
+    assert next(net.parameters()).grad is not None
+
+
+def as_a_method() -> nn.Module:
+    net = conv_net(12, classes=5)
+    net.forward = MethodType(lambda self, x: self[8](self[:8](x)), net)
+    return net
+
+
+def as_a_partial() -> nn.Module:
+    net = conv_net(12, classes=5)
+    net.forward = partial(nn.Sequential.forward, net)
+    return net
+
+
+def hook_of_its_own() -> nn.Module:
+    net = conv_net(12, classes=5)
+    net[7].register_forward_hook(lambda layer, args, out: 2 * out)
+    return net
+
+
+@pytest.mark.parametrize("build", [as_a_method, as_a_partial, hook_of_its_own])
+def test_a_patch_that_is_copied_with_the_net_is_taken(build: Any) -> None:
+    learner = wrap(build())
+    for twin in (learner, copy.deepcopy(learner)):
+        twin(torch.rand(4, 3, 32, 32)).backward()
+        images = torch.rand(2, 3, 32, 32)
+        expected = twin.eval().target.project(images)
+        for parameter in twin.net.parameters():
+            parameter.data.zero_()
+        assert torch.equal(twin.target.project(images), expected)
+
+
+def test_a_copy_that_shares_what_it_should_copy_is_refused() -> None:
+    class Sharing(nn.Sequential):
+        def __deepcopy__(self, memo: dict[int, Any]) -> "Sharing":
+            return Sharing(self[0], copy.deepcopy(self[1], memo))
+
+    net = Sharing(conv_net(12), nn.Linear(12, 5))
+    with pytest.raises(RuntimeError, match=r"shares '0.0.weight' with it"):
+        wrap(net)
+    assert all(p.requires_grad for p in net.parameters())
+    assert SimCLR(net, 32, projection_size=8).representation is not None
