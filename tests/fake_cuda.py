@@ -23,6 +23,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from byol_wrap.views import Normalize
+
 DEVICE = torch.device("cuda:0")
 # Of an H100 SXM, by its data sheet: float32 on the plain units; its memory; and its first caches,
 # of 128 bytes a clock in each of 132 multiprocessors at 1.755 GHz.
@@ -58,6 +60,7 @@ class FakeCuda(TorchDispatchMode):
             FakeTensorMode(allow_non_fake_inputs=True),
             mock.patch.object(Tensor, "pin_memory", lambda tensor: self._pin(tensor)),
             mock.patch("byol_wrap.views.applying.fused_on", self._fused_on),
+            mock.patch.object(Normalize, "_on", _kept(Normalize._on)),
             mock.patch("torch.cuda.is_current_stream_capturing", return_value=False),
         ]
         for other in self._others:
@@ -167,6 +170,18 @@ class FakeCuda(TorchDispatchMode):
 
     def _free(self, storage: int) -> None:
         self.held -= self._held.pop(storage, 0)
+
+
+def _kept(on: Any) -> Any:
+    """A device's statistics, kept as if fakes were plain tensors."""
+    found: dict[Any, Tensor] = {}
+
+    def kept(normalize: Normalize, device: torch.device) -> Tensor:
+        if (normalize, device) not in found:
+            found[normalize, device] = on(normalize, device)
+        return found[normalize, device]
+
+    return kept
 
 
 def to_cuda(module: nn.Module) -> None:
