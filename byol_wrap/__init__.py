@@ -1,5 +1,7 @@
 """Self-supervised learning around the backbone you have: BYOL, SimSiam, SimCLR, MoCo."""
 
+from typing import TYPE_CHECKING, Any
+
 from byol_wrap.backbone.listing import representation_candidates
 from byol_wrap.evaluation import extract_features, knn_accuracy, linear_probe, linear_probe_sgd
 from byol_wrap.learner import Learner
@@ -19,9 +21,11 @@ from byol_wrap.views import (
     SIMSIAM_VIEW,
     VIEW1,
     VIEW2,
-    RandomView,
     Recipe,
 )
+
+if TYPE_CHECKING:
+    from byol_wrap.views import RandomView, kornia_view
 
 __version__ = "0.1.0"
 
@@ -48,6 +52,7 @@ __all__ = [
     "cosine_schedule",
     "extract_features",
     "knn_accuracy",
+    "kornia_view",
     "linear_probe",
     "linear_probe_sgd",
     "moco_loss",
@@ -57,3 +62,15 @@ __all__ = [
     "simsiam_loss",
     "warmup_cosine",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("RandomView", "kornia_view"):  # which import kornia
+        from byol_wrap import views
+
+        return getattr(views, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -12,7 +12,7 @@ from byol_wrap.evaluation.health import figures, relative_distance
 from byol_wrap.following import Following
 from byol_wrap.guard.collapse import Run
 from byol_wrap.guard.parallel import check_gradients_come
-from byol_wrap.views import VIEW1, VIEW2, Augment, Recipe
+from byol_wrap.views import VIEW1, VIEW2, Augment, Images, Recipe
 
 __all__ = ["Learner", "Pool"]
 
@@ -41,11 +41,12 @@ class Learner(Following):
         augment_fn: replaces the whole pipeline of both views: float32 images (B, C, H, W) in [0, 1]
             in, a batch that the net takes out. A module is moved to the images' device, and is no
             part of the learner's state. ``RandomView`` with a ``Recipe`` of your own varies the
-            default views.
+            default views; it goes before and after kornia's own steps.
         augment_fn2: replaces that of the second view.
         mean: what is subtracted from each channel of views and of ``embed``'s images, for pixels in
             [0, 1]. None means ImageNet's for 3 channels and 0.5 for others; with an ``augment_fn``
-            other than a ``RandomView``, None means that nothing is normalised.
+            that holds no ``RandomView``, or that holds a ``Normalize``, None means that nothing is
+            normalised.
         std: what they are divided by; goes with ``mean``.
         channels: how many the images have; None tries what the net's first convolution takes, then
             3 and what its others take; without ``image_size`` what the first images have.
@@ -129,7 +130,7 @@ class Learner(Following):
 
     def forward(
         self,
-        images: Tensor,
+        images: Images,
         view2: Tensor | None = None,
         *,
         return_embedding: bool = False,
@@ -139,7 +140,9 @@ class Learner(Following):
 
         Args:
             images: (B, C, H, W) on the net's device, uint8 or floats in [0, 1], B at least 2 in
-                training. With ``view2``: the first view.
+                training; or a list of (C, H, W) of any sizes, such as ``collate_fn=list`` gives,
+                each of which is cropped from its full size (with ``image_size`` where they differ).
+                With ``view2``: the first view.
             view2: a second view of the same B items. The two are then fed as they are, whatever
                 shape the net takes; nothing is augmented or normalised.
             return_embedding: instead of the loss, give (projection (B, P), representation (B, D))
@@ -163,7 +166,7 @@ class Learner(Following):
         return self._end(self.loss(*views))
 
     def halves(
-        self, images: Tensor, view2: Tensor | None = None, *, parallel: nn.Module | None = None
+        self, images: Images, view2: Tensor | None = None, *, parallel: nn.Module | None = None
     ) -> Iterator[Tensor]:
         """The two halves of the loss one after the other, for about half the activation memory.
 
@@ -234,7 +237,7 @@ class Learner(Following):
     # What is behind them
 
     @outside_graph(recursive=True)
-    def _begin(self, images: Tensor, view2: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _begin(self, images: Images, view2: Tensor | None) -> tuple[Tensor, Tensor]:
         """Two views, and a training step counted."""
         views = self._two_views(images, view2)
         if torch.is_grad_enabled():

@@ -23,7 +23,7 @@ from byol_wrap.guard.inputs import (
 )
 from byol_wrap.guard.watch import Watch
 from byol_wrap.target import Target, at_least_float32
-from byol_wrap.views import Augment, Recipe, Views, as_pair, is_random_view, normalization
+from byol_wrap.views import Augment, Images, Recipe, Views, as_pair, normalization, works_on_pixels
 
 
 class Wrapper(Checkpointed):
@@ -77,7 +77,7 @@ class Wrapper(Checkpointed):
         self._gate = Gate()
         if size is not None:
             self.channels, _ = on_noise(net, guesses, size, self._build)
-        self._own_views = augment_fn is not None and not is_random_view(augment_fn)
+        self._own_views = augment_fn is not None and not works_on_pixels(augment_fn)
         unnormalized = mean is None and std is None and self._own_views
         normalize = None if unnormalized else normalization(mean, std, self.channels)
         self._views = Views(augment_fn, augment_fn2, size, normalize, recipes=recipes)
@@ -98,7 +98,7 @@ class Wrapper(Checkpointed):
         """Whether the method has a target network."""
         return "target" in self._modules
 
-    def embed(self, images: Tensor, *, prepared: bool | None = None) -> Tensor:
+    def embed(self, images: Images, *, prepared: bool | None = None) -> Tensor:
         """Representations of images: eval mode, no gradient; every training flag is put back.
 
         Args:
@@ -124,7 +124,7 @@ class Wrapper(Checkpointed):
         with torch.no_grad(), uncached, eval_mode(self.online):
             return self.online.represent(self._images(images, prepared=prepared))
 
-    def views(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def views(self, images: Images) -> tuple[Tensor, Tensor]:
         """The two augmented, normalised views of a batch that ``forward`` feeds to the networks.
 
         Args:
@@ -143,7 +143,7 @@ class Wrapper(Checkpointed):
     # The way of a batch
 
     @outside_graph(recursive=True)
-    def _two_views(self, images: Tensor, view2: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _two_views(self, images: Any, view2: Tensor | None) -> tuple[Tensor, Tensor]:
         """What the networks are trained on; the first batch settles what is still unknown."""
         if getattr(self, "_is_replica", False):
             raise RuntimeError(
@@ -160,7 +160,7 @@ class Wrapper(Checkpointed):
             check_more_than_one(images, type(self).__name__)
         view1, view2 = self._views(images) if view2 is None else (images, view2)
         if torch.is_grad_enabled():
-            self._gate.trains_on(fed, images, in_eval_mode=not self.training)
+            self._gate.trains_on(fed, view1, in_eval_mode=not self.training)
         if fed == "images":
             self._gate.views(view1, self._views.normalize is not None, self._watch.warn)
         if self.representation is None:
@@ -169,7 +169,7 @@ class Wrapper(Checkpointed):
 
     @outside_graph(recursive=True)
     def _images(
-        self, images: Tensor, *, prepared: bool | None = None, trains_heads: bool = False
+        self, images: Any, *, prepared: bool | None = None, trains_heads: bool = False
     ) -> Tensor:
         """What they are used on: the same, but for the augmentation."""
         if prepared is None:
@@ -180,15 +180,14 @@ class Wrapper(Checkpointed):
             self._gate.batch(images, self._place())
         else:
             self._check_images(images)
-        if not prepared:
-            images = self._views.normalized(images)
+        batch: Tensor = images if prepared else self._views.normalized(images)
         if trains_heads:
-            check_more_than_one(images, type(self).__name__)
+            check_more_than_one(batch, type(self).__name__)
         if self.representation is None:
-            self._build(images[:2])
-        return images
+            self._build(batch[:2])
+        return batch
 
-    def _check_images(self, images: Tensor) -> None:
+    def _check_images(self, images: Any) -> None:
         if self.representation is None and self._channels_are_guessed:
             self._settle_channels(images)
         warn, any_shape = self._watch.warn, self._own_views
@@ -205,7 +204,7 @@ class Wrapper(Checkpointed):
         return device
 
     def _embedding(
-        self, images: Tensor, view2: Tensor | None, return_projection: bool
+        self, images: Any, view2: Tensor | None, return_projection: bool
     ) -> Tensor | tuple[Tensor, Tensor]:
         if view2 is not None:
             raise ValueError("return_embedding takes images alone, not a second view.")

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import models
 
 from byol_wrap import BYOL
-from byol_wrap.views import pixels, random_view
+from byol_wrap.views import applying
 
 SMALL = {"projection_size": 8, "projection_hidden_size": 16}
 
@@ -82,18 +82,12 @@ def test_nothing_in_a_step_reads_a_value_off_the_device() -> None:
     assert counts["nonzero"] <= 25 * 2 * 5  # of draws, which are made on the host
 
 
-def by_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Crop and blur as on accelerators."""
-    monkeypatch.setattr(random_view, "crop", pixels.crop_by_matrices)
-    monkeypatch.setattr(random_view, "blur", pixels.blur_by_matrices)
-
-
 @pytest.mark.parametrize("side", [64, 96])
 def test_of_small_images_and_on_accelerators_operators_do_not_grow_with_the_batch(
     monkeypatch: pytest.MonkeyPatch, side: int
 ) -> None:
-    if side > 64:
-        by_matrices(monkeypatch)
+    monkeypatch.setattr(applying, "SMALL", 96)
+    monkeypatch.setattr(applying, "MEDIUM", 97)
     images = torch.rand(256, 3, side, side)
     learner = make(image_size=side)
     learner.views(images[:2])

@@ -36,7 +36,7 @@ def views(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.chdir(tmp_path)
     import views
 
-    monkeypatch.setattr(views, "SIZES", {"cpu": {32: 4, 64: 2}})
+    monkeypatch.setattr(views, "SIZES", {**views.SIZES, "cpu": [(32, 32, 4), (64, 64, 2)]})
     return views
 
 
@@ -54,12 +54,19 @@ def test_views_are_tabled_by_maker_and_by_step(views: ModuleType, capsys: Any) -
 @pytest.mark.parametrize("side", [32, 64])
 def test_all_makers_make_views_of_the_same_images(views: ModuleType, side: int) -> None:
     images = torch.rand(3, 3, side, side)
-    for name, run in views.pairs(images).items():
+    for name, run in views.pairs(images, side).items():
         for view in run():
             assert view.shape == images.shape, name
             assert view.dtype == torch.float32
-    chains = [views.kornia_chain(recipe, side) for recipe in (views.VIEW1, views.VIEW2)]
-    assert [len(chain) for chain in chains] == ([4, 5] if side < 64 else [5, 6])
+
+
+def test_our_steps_are_measured_against_kornia_s_functions(views: ModuleType, capsys: Any) -> None:
+    views.FUNCTIONS = [(32, 3), (65, 2)]
+    views.main(["--only", "functions", "--rounds", "1"])
+    rows = [row.strip("| ").split(" | ") for row in capsys.readouterr().out.splitlines()[2:]]
+    assert rows[0][1:-1] == list(views.functions(torch.rand(2, 3, 32, 32)))
+    assert len(rows) == 4
+    assert all(float(row[-1]) < 1e-4 for row in rows[2:])
 
 
 def test_steps_are_measured_against_the_floor(step_time: ModuleType, capsys: Any) -> None:

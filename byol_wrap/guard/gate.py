@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from byol_wrap.guard.inputs import check_batch, check_images, check_pair, check_values
+from byol_wrap.guard.inputs import (
+    check_batch,
+    check_images,
+    check_pair,
+    check_values,
+    is_list_of_images,
+)
 
 FAR_BELOW, FAR_ABOVE = -0.5, 1.5
 TOLERANCE = 0.02  # resizing overshoots a little
@@ -38,7 +44,7 @@ class Gate:
 
     def images(
         self,
-        images: Tensor,
+        images: Any,
         channels: int,
         device: torch.device,
         warn: Callable[[str, str], None],
@@ -48,12 +54,16 @@ class Gate:
         """Check a batch of images; see ``check_images``. Warns of values that are not pixels.
 
         Args:
-            images: the batch.
+            images: the batch, or a list of (C, H, W), each of which is checked.
             channels: how many it should have.
             device: where it should be.
             warn: gives a warning about a subject, once.
             any_shape: whether it may be other than (B, C, H, W), for a pipeline of the user's own.
         """
+        if is_list_of_images(images):
+            for image in images:
+                self.images(image[None], channels, device, warn)
+            return
         if any_shape and isinstance(images, Tensor) and images.ndim != 4:
             self.batch(images, device)
             return

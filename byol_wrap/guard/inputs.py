@@ -1,6 +1,7 @@
 """What a batch must be to be taken, and the errors for what it may not be."""
 
 import math
+from collections.abc import Sequence
 from operator import index as as_index
 from typing import Any
 
@@ -22,6 +23,15 @@ def check_not_captured() -> None:
             "the host, so each replay would repeat those of this step. Use torch.compile(learner), "
             "which leaves them outside of its graphs."
         )
+
+
+def is_list_of_images(batch: object) -> bool:
+    """Whether a batch is a list of images (C, H, W), each of a size of its own."""
+    return (
+        isinstance(batch, list | tuple)
+        and len(batch) > 0
+        and all(isinstance(image, Tensor) and image.ndim == 3 for image in batch)
+    )
 
 
 def check_images(images: Tensor, channels: int, device: torch.device) -> None:
@@ -106,9 +116,9 @@ def check_pair(view1: Tensor, view2: Tensor, device: torch.device) -> None:
         )
 
 
-def check_more_than_one(batch: Tensor, method: str) -> None:
+def check_more_than_one(batch: Tensor | Sequence[Tensor], method: str) -> None:
     """Raise ValueError for a batch of one, which neither BatchNorm nor negatives can train on."""
-    if batch.shape[0] == 1:
+    if len(batch) == 1:
         raise ValueError(
             f"A batch of one cannot train {method}: it needs at least 2 images, for BatchNorm in "
             "the heads or to compare them. Use a larger batch (drop_last=True in the DataLoader); "

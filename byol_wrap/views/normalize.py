@@ -61,16 +61,17 @@ class Normalize:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.mean, self.std = state["mean"], state["std"]
         with torch.inference_mode(False):
-            rows = [self.mean, self.std]
+            slopes = [1 / std for std in self.std]
+            offsets = [-mean * slope for mean, slope in zip(self.mean, slopes, strict=True)]
+            rows = [offsets, slopes]
             self._statistics = torch.tensor(rows, dtype=torch.float32, device="cpu")
         self._on_device: dict[torch.device, Tensor] = {}
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, C, ...) in, the same shape out."""
         flat = (2, len(self.mean), *[1] * (images.ndim - 2))
-        statistics = self._on(images.device).view(flat)
-        normalized: Tensor = (images - statistics[0]) / statistics[1]
-        return normalized
+        line = self._on(images.device).view(flat)
+        return torch.addcmul(line[0], images, line[1])  # one pass
 
     def _on(self, device: torch.device) -> Tensor:
         if device.type == "cpu":

@@ -1,15 +1,18 @@
 """Two views of a batch, and what images are that are not augmented: one preparation for both."""
 
+import sys
 from collections.abc import Callable
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from byol_wrap.views.applying import Images, place
 from byol_wrap.views.pixels import as_unit_float
-from byol_wrap.views.random_view import RandomView, is_random_view
 from byol_wrap.views.recipes import VIEW1, VIEW2, Recipe
 
-Augment = Callable[[Tensor], Tensor]
+Augment = Callable[[Any], Tensor]
 
 
 class Views:
@@ -38,24 +41,39 @@ class Views:
         for name, augment in (("augment_fn", augment_fn), ("augment_fn2", augment_fn2)):
             if augment is not None and not callable(augment):
                 raise TypeError(f"{name} should be callable, got {type(augment).__name__}.")
-        self.augment1 = RandomView(recipes[0], size) if augment_fn is None else augment_fn
-        second = augment_fn if augment_fn2 is None else augment_fn2
-        self.augment2 = RandomView(recipes[1], size) if second is None else second
+        self._given = augment_fn, augment_fn if augment_fn2 is None else augment_fn2
+        self._recipes = recipes
+        self.size = size
         self.normalize = normalize
 
+    @cached_property
+    def augment1(self) -> Augment:
+        """The first pipeline; the default one imports kornia, which it does not do before."""
+        return self._pipeline(0)
+
+    @cached_property
+    def augment2(self) -> Augment:
+        """The second."""
+        return self._pipeline(1)
+
+    def _pipeline(self, i: int) -> Augment:
+        if (given := self._given[i]) is not None:
+            return given
+        from byol_wrap.views.random_view import RandomView
+
+        return RandomView(self._recipes[i], self.size)
+
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Two views (B, C, h, w) of images (B, C, H, W), in float32 whatever autocast says."""
-        with torch.autocast(images.device.type, enabled=False):
-            images = as_unit_float(images)
+    def __call__(self, images: Images) -> tuple[Tensor, Tensor]:
+        """Two views (B, C, h, w) of images, in float32 whatever autocast says."""
+        with torch.autocast(place(images).type, enabled=False):
             return self._view(self.augment1, images), self._view(self.augment2, images)
 
-    def _view(self, augment: Augment, images: Tensor) -> Tensor:
+    def _view(self, augment: Augment, images: Images) -> Tensor:
         if isinstance(augment, nn.Module):
-            augment.to(images.device)
-        # A user's own may work in place, on what is the other view's input or the user's batch.
-        view = augment(images if is_random_view(augment) else images.clone())
-        if not isinstance(view, Tensor) or view.shape[:1] != images.shape[:1]:
+            _move(augment, place(images))
+        view = augment(images if is_random_view(augment) else _own_floats(images))
+        if not isinstance(view, Tensor) or view.shape[:1] != (len(images),):
             got = tuple(view.shape) if isinstance(view, Tensor) else type(view).__name__
             raise ValueError(
                 f"augment_fn should return a view of each of the {len(images)} images, got {got}."
@@ -64,8 +82,49 @@ class Views:
             raise ValueError(f"augment_fn should return floats, got {view.dtype}: divide by 255?")
         return view if self.normalize is None else self.normalize(view)
 
-    def normalized(self, images: Tensor) -> Tensor:
-        """Images as the networks expect them, neither augmented nor resized."""
+    def normalized(self, images: Images) -> Tensor:
+        """Images (B, C, H, W) as the networks expect them, neither augmented nor resized.
+
+        Raises:
+            ValueError: a list of images of different sizes, which are no batch.
+        """
+        if not isinstance(images, Tensor):
+            if len({image.shape for image in images}) > 1:
+                raise ValueError(
+                    "Images of different sizes are no batch without views, which would crop them: "
+                    "resize them, or give one at a time."
+                )
+            images = torch.stack(list(images))
         with torch.autocast(images.device.type, enabled=False):
             images = as_unit_float(images)
             return images if self.normalize is None else self.normalize(images)
+
+
+def _move(augment: nn.Module, device: torch.device) -> None:
+    """Move a module that holds something elsewhere; kornia would move its draws each time."""
+    if any(held.device != device for held in (*augment.parameters(), *augment.buffers())):
+        augment.to(device)
+
+
+def _own_floats(images: Images) -> Images:
+    """Float images for a user's pipeline, which may work in place on them."""
+    if isinstance(images, Tensor):
+        floats = as_unit_float(images)
+        return floats.clone() if floats is images else floats
+    return [_own_floats(image[None])[0] for image in images]
+
+
+def is_random_view(augment: object) -> bool:
+    """Whether a pipeline is a ``RandomView``, which takes bytes and leaves its input alone."""
+    module = sys.modules.get("byol_wrap.views.random_view")  # where it is not, there is none
+    return module is not None and isinstance(augment, module.RandomView)
+
+
+def works_on_pixels(augment: object) -> bool:
+    """Whether what a pipeline gives are pixels in [0, 1], and so are to be normalised.
+
+    It is a ``RandomView``, or a module that holds one and no ``Normalize``.
+    """
+    parts = list(augment.modules()) if isinstance(augment, nn.Module) else []
+    normalizes = any(type(part).__name__ == "Normalize" for part in parts)
+    return any(is_random_view(part) for part in parts) and not normalizes

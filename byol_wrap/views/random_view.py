@@ -1,43 +1,34 @@
-"""One view of a batch, each image with draws of its own: drawn on the host, then applied.
+"""One view of a batch, each image with draws of its own: a kornia augmentation."""
 
-The draws depend on ``torch.manual_seed`` alone, not on the device, and nothing has to be read back.
-A step that only some images were drawn for is computed for those only.
-"""
-
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from operator import index as as_index
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from kornia.augmentation import GeometricAugmentationBase2D
 from torch import Tensor
 
-from byol_wrap.views.pixels import as_unit_float, blur, crop, greyscale, jitter, on_some, solarize
-from byol_wrap.views.recipes import Recipe
+from byol_wrap.views.applying import Images, apply
+from byol_wrap.views.draws import Draws, draw, suited
+from byol_wrap.views.recipes import Recipe, as_pair
 
 
-@dataclass(frozen=True)
-class Draws:
-    """All that is random in one view of a batch; indices say which images a step is for."""
+class RandomView(GeometricAugmentationBase2D):
+    """A pipeline: images in [0, 1] or uint8 in, float32 images (B, C, h, w) in [0, 1] out.
 
-    boxes: list[tuple[int, int, int, int]]  # top, left, height, width of each image's crop
-    flip: Tensor  # (n,) indices
-    jitter: Tensor  # (n,) indices
-    jitter_order: Tensor  # (n, 4), a permutation of the four colour steps for each of those images
-    jitter_factors: Tensor  # (n, 4): brightness, contrast, saturation factors; hue in turns
-    greyscale: Tensor  # (n,) indices
-    blur: Tensor  # (n,) indices
-    blur_sigma: Tensor  # (n,) in pixels
-    solarize: Tensor  # (n,) indices
-
-
-class RandomView:
-    """A pipeline: images (B, C, H, W) in [0, 1] in, float32 images (B, C, h, w) in [0, 1] out.
+    It is a kornia augmentation: it runs in kornia's containers and in ``nn.Sequential``, before and
+    after other steps, and ``view(images, params=view._params)`` gives the same view again. Masks,
+    boxes and key points that go in beside images are cropped and mirrored with them.
 
     Args:
         recipe: what is drawn with which probability.
         size: side, or (height, width), in pixels of what comes out; None keeps the size of what
             goes in.
+        same_on_batch: whether one draw is for all images of a batch.
+        keepdim: whether one image (C, H, W) or (H, W) keeps its dimensions.
+
+    Shape:
+        (B, C, H, W), (C, H, W), (H, W) or a list of (C, H, W) of any sizes; a list needs ``size``
+        where they differ. Each image is cropped from its full size.
 
     Example:
         >>> import torch
@@ -50,129 +41,124 @@ class RandomView:
     formulas (brightness multiplies, saturation mixes with grey) where the reference adds and uses
     HSV; blur mirrors the border where the reference pads with zeros. Images that come out smaller
     than 64 pixels are not blurred, as in published recipes for 32 x 32. Colour jitter and greyscale
-    are for images of 3 channels and left out for others.
+    are for images of 3 channels and left out for others. Deviations from kornia: what comes out is
+    float32 and has no gradient, and draws are made on the host whatever ``to`` says.
     """
 
-    def __init__(self, recipe: Recipe, size: int | tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        size: int | tuple[int, int] | None = None,
+        *,
+        same_on_batch: bool = False,
+        keepdim: bool = False,
+    ) -> None:
+        super().__init__(p=1.0, p_batch=1.0, same_on_batch=same_on_batch, keepdim=keepdim)
         self.recipe = recipe
         self.size = None if size is None else as_pair(size)
+        self.flags = {"size": self.size}  # where kornia's containers look it up
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """One view of each image."""
-        height, width = images.shape[2:]
-        size = self.size or (height, width)
-        recipe = self.recipe
-        if min(size) < 64:
-            recipe = replace(recipe, blur=0.0)
-        if images.shape[1] != 3:
-            recipe = replace(recipe, jitter=0.0, greyscale=0.0)
-        return apply(draw(recipe, len(images), height, width), images, size)
+    def forward(
+        self, input: Images, params: dict[str, Tensor] | None = None, **kwargs: Any
+    ) -> Tensor:
+        """One view of each image; with ``params`` one that was drawn before."""
+        images = input
+        if isinstance(input, Tensor) and input.ndim < 4:
+            images = input[(None,) * (4 - input.ndim)]
+        if params is None:
+            params = self._drawn_for(images)
+        params, flags = self._process_kwargs_to_params_and_flags(params, self.flags, **kwargs)
+        view = apply(Draws.of(params), images, flags["size"] or _common_size(images))
+        if isinstance(input, Tensor):
+            view = self.transform_output_tensor(view, tuple(input.shape))
+        return view
+
+    def _drawn_for(self, images: Images) -> dict[str, Tensor]:
+        if isinstance(images, Tensor):
+            return self.forward_parameters(tuple(images.shape))
+        sizes = torch.tensor([image.shape[1:] for image in images], device="cpu")
+        channels = images[0].shape[0]
+        return self._draw(channels, sizes, self.size or _common_size(images))
+
+    def forward_parameters(self, batch_shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """Draw for a batch (B, C, H, W): a row for each image, on the CPU."""
+        batch, channels, height, width = batch_shape
+        sizes = torch.tensor([[height, width]], device="cpu").expand(batch, 2)
+        params = self._draw(channels, sizes, self.size or (height, width))
+        params["forward_input_shape"] = torch.tensor(batch_shape, device="cpu")
+        return params
+
+    def _draw(self, channels: int, sizes: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+        recipe = suited(self.recipe, channels, size)
+        same = self.same_on_batch
+        params = vars(draw(recipe, len(sizes), *sizes.unbind(1), same_on_batch=same)).copy()
+        params["output_size"] = torch.tensor([size], device="cpu").expand(len(sizes), 2)
+        params["batch_prob"] = torch.ones(len(sizes), device="cpu")
+        return params
+
+    # What goes in beside images
+
+    @property
+    def transform_matrix(self) -> Tensor | None:
+        """(B, 3, 3), from pixels of the last images to those of their views; None before them."""
+        if not self._params:
+            return None
+        return self.compute_transformation(self._params["boxes"], self._params, self.flags)
+
+    def compute_transformation(
+        self, input: Tensor, params: dict[str, Tensor], flags: dict[str, Any]
+    ) -> Tensor:
+        """The matrices of the crop and the flip, where ``input`` is."""
+        dtype = input.dtype if input.is_floating_point() else torch.float32
+        top, left, height, width = params["boxes"].to(dtype).unbind(1)
+        rows, columns = params["output_size"].to(dtype).unbind(1)
+        down, across = rows / height, columns / width
+        matrix = torch.zeros(len(top), 3, 3, dtype=dtype, device=top.device)
+        matrix[:, 0, 0], matrix[:, 0, 2] = across, (0.5 - left) * across - 0.5
+        matrix[:, 1, 1], matrix[:, 1, 2] = down, (0.5 - top) * down - 0.5
+        matrix[:, 2, 2] = 1
+        turned = torch.stack([columns - 1 - matrix[:, 0, 2], -across], dim=1)
+        flip = params["flip"]
+        matrix[:, 0, 2] = torch.where(flip, turned[:, 0], matrix[:, 0, 2])
+        matrix[:, 0, 0] = torch.where(flip, turned[:, 1], across)
+        return matrix.to(input.device)
+
+    def apply_transform_mask(
+        self,
+        input: Tensor,
+        params: dict[str, Tensor],
+        flags: dict[str, Any],
+        transform: Tensor | None = None,
+    ) -> Tensor:
+        """Masks (B, C, H, W), cropped to the nearest pixel."""
+        size = tuple(params["output_size"][0].tolist())
+        rows = zip(input, params["boxes"].tolist(), params["flip"].tolist(), strict=True)
+        out = []
+        for mask, (top, left, height, width), flip in rows:
+            cut = mask[None, :, top : top + height, left : left + width]
+            cut = F.interpolate(cut, size, mode="nearest-exact")[0]
+            out.append(cut.flip(-1) if flip else cut)
+        return torch.stack(out)
+
+    # What is moved and printed
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> "RandomView":
+        """There is nothing to move; without this kornia's draws would move."""
+        return self
 
     def __repr__(self) -> str:
-        return f"RandomView({self.recipe}, size={self.size})"
+        return f"RandomView({self.recipe}, size={self.size}, same_on_batch={self.same_on_batch})"
 
 
-def is_random_view(augment: object) -> bool:
-    """Whether a pipeline is a ``RandomView``, which ends in [0, 1] and leaves its input alone."""
-    return isinstance(augment, RandomView)
-
-
-def draw(recipe: Recipe, batch: int, height: int, width: int) -> Draws:
-    """Draw a view's parameters for ``batch`` images of ``height`` x ``width`` pixels."""
-    jitter = _chosen(recipe.jitter, batch)
-    spread = _row(recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue)
-    factors = (2 * _random(len(jitter), 4) - 1) * spread + _row(1.0, 1.0, 1.0, 0.0)
-    blur = _chosen(recipe.blur, batch)
-    return Draws(
-        boxes=_draw_boxes(recipe, batch, height, width),
-        flip=_chosen(recipe.flip, batch),
-        jitter=jitter,
-        jitter_order=_random(len(jitter), 4).argsort(dim=1),
-        jitter_factors=factors,
-        greyscale=_chosen(recipe.greyscale, batch),
-        blur=blur,
-        blur_sigma=_uniform(recipe.blur_sigma, len(blur)),
-        solarize=_chosen(recipe.solarize, batch),
-    )
-
-
-def _random(*shape: int) -> Tensor:
-    return torch.rand(shape, dtype=torch.float32, device="cpu")  # whatever the defaults are
-
-
-def _row(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device="cpu")
-
-
-def _chosen(probability: float, batch: int) -> Tensor:
-    return (_random(batch) < probability).nonzero()[:, 0]
-
-
-def _uniform(bounds: tuple[float, float], *shape: int) -> Tensor:
-    low, high = bounds
-    return low + (high - low) * _random(*shape)
-
-
-def _draw_boxes(
-    recipe: Recipe, batch: int, height: int, width: int, tries: int = 10
-) -> list[tuple[int, int, int, int]]:
-    """Crops of random area and log-uniform aspect: the first of ten tries that fits.
-
-    Where none fits, the largest central crop whose aspect is in range, as in torchvision.
-    """
-    low, high = recipe.crop_ratio
-    area = _uniform(recipe.crop_area, batch, tries) * height * width
-    ratio = _uniform((math.log(low), math.log(high)), batch, tries).exp()
-    heights = (area / ratio).sqrt().round().int().clamp(min=1)
-    widths = (area * ratio).sqrt().round().int().clamp(min=1)
-    fits = (heights <= height) & (widths <= width)
-    first = fits.int().argmax(dim=1, keepdim=True)
-    rows = torch.cat([heights.gather(1, first), widths.gather(1, first)], dim=1)
-    corners = _random(batch, 2)
-    central = (
-        min(height, round(width / low)),
-        min(width, round(height * high)),
-    )
-    boxes = []
-    for fit, (h, w), (y, x) in zip(
-        fits.any(dim=1).tolist(), rows.tolist(), corners.tolist(), strict=True
-    ):
-        if fit:
-            boxes.append((int(y * (height - h + 1)), int(x * (width - w + 1)), h, w))
-        else:
-            h, w = central
-            boxes.append(((height - h) // 2, (width - w) // 2, h, w))
-    return boxes
-
-
-def apply(draws: Draws, images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Apply a view's draws: (B, C, H, W) in [0, 1] in, float32 (B, C, *size) in [0, 1] out.
-
-    What comes out lies in memory as what goes in: channels first or last.
-    """
-    x = crop(as_unit_float(images), draws.boxes, size, draws.flip)
-    jitter(x, draws.jitter, draws.jitter_order, draws.jitter_factors)
-    on_some(x, draws.greyscale, greyscale)
-    on_some(x, draws.blur, blur, draws.blur_sigma)
-    on_some(x, draws.solarize, solarize)
-    last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
-    return x.contiguous(memory_format=torch.channels_last) if last else x
-
-
-def as_pair(image_size: int | Sequence[int]) -> tuple[int, int]:
-    """A side, or a pair (height, width), in pixels, as a pair.
-
-    Raises:
-        ValueError: not one or two positive whole numbers.
-    """
-    sides = image_size if isinstance(image_size, Sequence) else (image_size, image_size)
-    try:
-        height, width = (as_index(side) for side in sides)
-    except (TypeError, ValueError):
-        height = width = 0
-    if min(height, width) < 1:
+def _common_size(images: Images) -> tuple[int, int]:
+    """The (height, width) of images that all have the same."""
+    shapes = {tuple(image.shape[1:]) for image in images} if len(images) else set()
+    if isinstance(images, Tensor):
+        shapes = {tuple(images.shape[2:])}
+    if len(shapes) != 1:
         raise ValueError(
-            "image_size should be a positive number of pixels or a pair (height, width), got "
-            f"{image_size!r}."
+            f"Images of different sizes, such as {sorted(shapes)[:3]}, need one for their views: "
+            "give image_size= to the learner, or RandomView a size."
         )
+    height, width = shapes.pop()
     return height, width

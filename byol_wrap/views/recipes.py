@@ -1,6 +1,8 @@
 """What is drawn with which probability: tables of numbers, one for each view of a method."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import index as as_index
 
 
 @dataclass(frozen=True)
@@ -50,3 +52,22 @@ VIEW2 = replace(VIEW1, blur=0.1, solarize=0.2)
 SIMSIAM_VIEW = Recipe(crop_area=(0.2, 1.0), saturation=0.4, blur=0.5)
 MOCO_VIEW = SIMSIAM_VIEW
 SIMCLR_VIEW = Recipe(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5)
+
+
+def as_pair(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """A side, or a pair (height, width), in pixels, as a pair.
+
+    Raises:
+        ValueError: not one or two positive whole numbers.
+    """
+    sides = image_size if isinstance(image_size, Sequence) else (image_size, image_size)
+    try:
+        height, width = (as_index(side) for side in sides)
+    except (TypeError, ValueError):
+        height = width = 0
+    if min(height, width) < 1:
+        raise ValueError(
+            "image_size should be a positive number of pixels or a pair (height, width), got "
+            f"{image_size!r}."
+        )
+    return height, width

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
-from views import kornia_chain
 
 from byol_wrap import (
     BYOL,
@@ -34,6 +33,7 @@ from byol_wrap import (
     SimSiam,
     cosine_ema_decay,
     cosine_schedule,
+    kornia_view,
     param_groups,
     warmup_cosine,
 )
@@ -306,7 +306,7 @@ class ByolPytorchOurRecipe(ByolPytorch):
 
         self.race, self.recipe, self.batch_size = race, recipe, recipe.batch_size
         view1, view2 = (
-            Float32(kornia_chain(view, SIZE), Normalize(IMAGENET_MEAN, IMAGENET_STD))
+            Float32(kornia_view(view, SIZE), Normalize(IMAGENET_MEAN, IMAGENET_STD))
             for view in (recipe.view1, recipe.view2)
         )
         self.learner = byol_pytorch.BYOL(

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from kornia.color import hsv_to_rgb, rgb_to_hsv
 from torch import Tensor, nn
 
-from byol_wrap.views import pixels, random_view
+from byol_wrap.views import pixels
 
 
 class TargetDrawnAnew(entries.ByolWrap):
@@ -66,7 +66,7 @@ class PlainCrop(entries.ByolWrap):
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
         """The same boxes, resized in another way."""
-        with patch.object(random_view, "crop", crop):
+        with patch.object(pixels, "crop", crop):
             return super().step(images, labels)
 
 
@@ -95,20 +95,14 @@ def hue(images: Tensor, factors: Tensor) -> Tensor:
     return hsv_to_rgb(torch.stack([hue, saturation, value], 1))
 
 
-def crop(
-    images: Tensor,
-    boxes: list[tuple[int, int, int, int]],
-    size: tuple[int, int],
-    mirrored: Tensor,
-) -> Tensor:
+def crop(images: Tensor, boxes: Tensor, size: tuple[int, int], flip: Tensor) -> Tensor:
     """Cut a box (top, left, height, width) out of each image, resize it, bicubic, clip, mirror."""
     cut = [
         F.interpolate(image[None, :, y : y + height, x : x + width], size, mode="bicubic")
-        for image, (y, x, height, width) in zip(images, boxes, strict=True)
+        for image, (y, x, height, width) in zip(images, boxes.tolist(), strict=True)
     ]
     out = torch.cat(cut).clamp(0, 1)
-    out[mirrored] = out[mirrored].flip(-1)
-    return out
+    return torch.where(flip[:, None, None, None], out.flip(-1), out)
 
 
 VARIANTS: dict[str, type[entries.Entry]] = {

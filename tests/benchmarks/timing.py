@@ -11,13 +11,14 @@ from statistics import median
 import torch
 
 Run = Callable[[], object]
+now = time.perf_counter
 
 
 def clock(device: torch.device) -> float:
     """Seconds, when all that was launched so far is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return now()
 
 
 def seconds(run: Run, device: torch.device) -> float:
