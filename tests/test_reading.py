@@ -148,6 +148,14 @@ def test_a_head_that_narrows_in_several_layers_is_passed_whole(hidden: int, orac
     check(with_fc(lambda net, x: net.fc(net.body(x)), fc=head), IMAGE, (*oracle, same))
 
 
+def test_what_a_flattened_map_is_narrowed_to_is_no_narrow_head() -> None:
+    """As in AlexNet: 16 channels, folded to 1024 numbers with dropout, and then 20."""
+    head = [nn.Flatten(), nn.Dropout(), nn.Linear(1024, 20), nn.ReLU(), nn.Linear(20, 3)]
+    found = wrap(nn.Sequential(encoder(), *head)).representation
+    assert found is not None
+    assert (found.layer, found.side, found.size) == ("5", "input", 20)
+
+
 def test_scores_that_are_folded_are_scores() -> None:
     net = with_fc(lambda net, x: net.fc(net.body(x)).view(-1, 2, 3), fc=nn.Linear(12, 6))
     check(net, IMAGE, ("fc", "input", same))
@@ -331,6 +339,11 @@ def test_extra_levels_behind_the_backbone_are_not_its_deepest() -> None:
     net = Function(extra_levels, body=Stages(lambda a, b, c: (a, b, c)))
     net.p5 = nn.Conv2d(20, 12, 1, 2)
     check(net, IMAGE, ("body.c", "output", mean))
+
+
+def test_a_pooling_that_closes_a_stage_is_a_level_of_its_own() -> None:
+    net = Stages(lambda a, b, c: [a, b, c, F.max_pool2d(c, 2)])
+    check(net, IMAGE, ("c", "output", lambda x: mean(F.max_pool2d(x, 2))))
 
 
 @pytest.mark.parametrize(
