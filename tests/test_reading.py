@@ -120,6 +120,16 @@ CONVOLUTIONS: dict[str, tuple[Callable[[], nn.Module], Oracle]] = {
         lambda: nn.Sequential(encoder(), nn.Conv2d(16, 4, 8), nn.Flatten()),
         ("1", "input", mean),
     ),
+    "no bias, as a backbone's": (
+        lambda: nn.Sequential(
+            encoder(),
+            nn.Conv2d(16, 20, 1, bias=False),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        ),
+        ("4", "output", same),
+    ),
     "a norm, as in MobileNet's features": (
         by_convolution(nn.BatchNorm2d(20), nn.ReLU()),
         ("5", "output", same),
@@ -135,7 +145,7 @@ def test_a_convolution_that_classifies_is_passed(name: str) -> None:
 
 def test_heads_of_several_layers_share_their_trunk() -> None:
     def head() -> nn.Module:
-        return nn.Sequential(nn.Linear(12, 2), nn.ReLU(), nn.Linear(2, 3))
+        return nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 3))
 
     net = with_fc(lambda net, x: (lambda f: (net.one(f), net.two(f)))(net.body(x)),
                   one=head(), two=head())  # fmt: skip
