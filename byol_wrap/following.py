@@ -1,5 +1,6 @@
 """When the target network moves, and how far: by hand, or after an optimizer's steps."""
 
+import copy
 from typing import Any
 
 import torch
@@ -7,16 +8,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from byol_wrap.attachment import Attachment, check_trains, innermost
+from byol_wrap.guard.checkpoint import FED
 from byol_wrap.guard.inputs import check_not_captured
 from byol_wrap.pace import Pace
-from byol_wrap.target import Attachment, check_trains
 from byol_wrap.wrapper import Wrapper
 
 
 class Following(Wrapper):
     """Networks of which one, the target, follows the other, where the method has a target."""
-
-    step: Tensor
 
     def __init__(
         self,
@@ -27,15 +27,27 @@ class Following(Wrapper):
     ) -> None:
         pace = None if moving_average_decay is None else Pace(moving_average_decay, total_steps)
         super().__init__(*args, with_target=pace is not None, **kwargs)
-        self._pace = pace
         if pace is not None:
             self.register_buffer("step", torch.zeros((), dtype=torch.long, device=self._place()))
+        self._pace = pace
         self._attachment = Attachment()
+
+    @property
+    def step(self) -> Tensor:
+        """A buffer: how many updates the target has had. Reading it waits for the device."""
+        pace = self._schedule("step")
+        pace.mend(self._kept_count())
+        return self._kept_count()
+
+    @property
+    def fed(self) -> Tensor:
+        """What training was fed, so that ``embed`` prepares likewise; a state keeps it."""
+        return torch.full((), self._gate.code, dtype=torch.long, device=self._place())
 
     @property
     def tau(self) -> float:
         """The decay that the target's next update will use."""
-        return self._schedule("tau").tau(self.step)
+        return self._schedule("tau").tau(self._kept_count())
 
     @property
     def moving_average_decay(self) -> float:
@@ -77,7 +89,9 @@ class Following(Wrapper):
         Accumulated batches cause no update, nor does a step that ``GradScaler`` skips.
 
         Args:
-            optimizer: the one that trains the learner; where there are several, the last to step.
+            optimizer: the one that trains the learner, also as Accelerate, Fabric or Lightning have
+                wrapped it; where there are several, the last to step. Once more the same changes
+                nothing; another one takes its place, with a warning.
 
         Returns:
             A handle; ``handle.remove()`` detaches. Copies of the learner are not attached.
@@ -85,12 +99,14 @@ class Following(Wrapper):
         Raises:
             TypeError: not a torch optimizer.
             ValueError: it trains none of the learner's parameters.
-            RuntimeError: the learner is attached already.
         """
+        optimizer = innermost(optimizer)
         trained = check_trains(optimizer, self)
-        if self._attachment.is_active:
-            raise RuntimeError(
-                "The learner is attached to an optimizer already: remove that handle."
+        if self._attachment.optimizer not in (None, optimizer):
+            self._watch.warn(
+                "moved",
+                "The learner was attached to another optimizer, whose steps no longer move the "
+                "target: those of the one that is given now do.",
             )
         name, head = self._last_head()
         if not trained & {id(parameter) for parameter in head.parameters()}:
@@ -99,15 +115,20 @@ class Following(Wrapper):
 
     @torch.no_grad()
     def _update(self, skipped: Tensor | None = None) -> None:
-        check_not_captured(self._place())
+        check_not_captured()
         name, head = self._last_head()
         if (pace := self._pace) is not None:
             if self._watch.may_follow(head):
-                tau = self.tau if skipped is None else pace.tau_unless(skipped, self.step)
+                tau = self.tau if skipped is None else pace.tau_unless(skipped, self._kept_count())
                 self.target.follow(self.online, tau)
-            pace.advance(self.step, skipped)
+            pace.advance(self._kept_count(), skipped)
             self._watch.updated(pace.updates, pace.total_steps)
         self._watch.look_at(self.net, head, name)
+
+    def _kept_count(self) -> Tensor:
+        step = self._buffers["step"]
+        assert step is not None
+        return step
 
     def _schedule(self, name: str) -> Pace:
         if self._pace is None:
@@ -119,6 +140,43 @@ class Following(Wrapper):
         name = "predictor" if "predictor" in self._modules else "projector"
         return name, getattr(self, "predictor", self.online.projector)
 
-    def _state_is_loaded(self) -> None:
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Following":
+        memo |= _without_graph(self)
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        state = self.__getstate__()  # type: ignore[no-untyped-call]
+        copied.__setstate__(copy.deepcopy(state, memo))
+        return copied
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
         if self._pace is not None:
-            self._pace.read_anew()
+            self._pace.left(self._kept_count())
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Following":
+        super()._apply(fn, recurse)
+        if self._pace is not None:
+            self._pace.left(self._kept_count())  # which may be another now
+        return self
+
+    def _state_is_loaded(self, fed: Any) -> None:
+        if fed is not None:
+            self._gate.remember(int(fed))
+        if self._pace is not None:
+            self._pace.read_anew(self._kept_count())
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        if self._pace is not None:
+            self._pace.mend(self._kept_count())
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + FED] = self.fed
+
+
+def _without_graph(module: nn.Module) -> dict[int, Tensor]:
+    """What a forward has left on a net, such as a cache: values of a graph cannot be copied."""
+    return {
+        id(value): value.detach().clone()
+        for part in module.modules()
+        for value in vars(part).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }

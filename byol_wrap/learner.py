@@ -11,6 +11,7 @@ from byol_wrap.backbone.reading import Pool
 from byol_wrap.evaluation.health import figures, relative_distance
 from byol_wrap.following import Following
 from byol_wrap.guard.collapse import Run
+from byol_wrap.guard.parallel import check_gradients_come
 from byol_wrap.views import VIEW1, VIEW2, Augment, Recipe
 
 __all__ = ["Learner", "Pool"]
@@ -248,7 +249,9 @@ class Learner(Following):
     @outside_graph(recursive=True)
     def _end(self, loss: Tensor) -> Tensor:
         if torch.is_grad_enabled():
+            self._gate.trained()
             self._watch.lost(loss)
+            check_gradients_come(self, self._ddp_params_and_buffers_to_ignore, loss)
         return loss
 
     @outside_graph(recursive=False)

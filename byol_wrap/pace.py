@@ -1,7 +1,10 @@
 """The target's pace: tau, constant or along a cosine, and how many updates there were."""
 
+import copy
 import math
+import weakref
 from operator import index as as_index
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,12 +13,14 @@ from torch import Tensor
 class Pace:
     """How far the target moves with its next update: tau, constant or along a cosine.
 
-    Keeps the number of updates on the host, so that a step does not wait for the device.
+    Knows the number of updates on the host, so that a step does not wait for the device, and so
+    that the buffer which keeps it can be mended: averages of buffers truncate it.
 
     Attributes:
         base: tau of the first update, in [0, 1].
         total_steps: over how many updates it rises to 1; None keeps it constant.
-        updates: how many there were; None where it must be read off the device first.
+        updates: how many there were, as far as is known without reading the buffer; None where it
+            must be read first.
 
     Raises:
         ValueError: one of them out of its range.
@@ -31,15 +36,18 @@ class Pace:
         if self.total_steps is not None and self.total_steps < 1:
             raise ValueError(f"total_steps should be an integer >= 1 or None, got {total_steps!r}.")
         self.base = base
-        self.updates: int | None = None  # None where it must be read off the device first
+        self.updates: int | None = 0
+        self._was_read = False
+        self._original: weakref.ref[Pace] | None = None  # of which this is a copy
+        self._version = 0  # of the buffer, as this has left it
 
     def tau(self, step: Tensor) -> float:
         """The decay of the next update, after ``step`` of them."""
         if self.total_steps is None:
             return self.base
-        if self.updates is None:
-            self.updates = int(step)
-        return cosine_ema_decay(self.updates, self.total_steps, self.base)
+        if self.updates is None or not self._was_read:  # another process may have sent its own
+            self.mend(step)
+        return cosine_ema_decay(self.updates or 0, self.total_steps, self.base)
 
     def tau_unless(self, skipped: Tensor, step: Tensor) -> Tensor:
         """The same on the device, without a wait; 1, which changes nothing, if ``skipped`` is."""
@@ -53,10 +61,46 @@ class Pace:
         """Count one more update, if it is one."""
         step += 1 if skipped is None else _is_taken(skipped, step)
         self.updates = None if self.updates is None or skipped is not None else self.updates + 1
+        self._original = None  # a copy that trains goes its own way
+        self.left(step)
 
-    def read_anew(self) -> None:
+    def mend(self, step: Tensor) -> None:
+        """Write into the buffer what is known, where others have written less into it.
+
+        A copy whose buffer others write is an average of its original, and as old as that one.
+        """
+        if step.is_meta:
+            return
+        self._was_read, stored = True, int(step)
+        if stored != self.updates or self._version != _version(step):
+            original = None if self._original is None else self._original()
+            known = 0 if original is None else original.updates or 0
+            self.updates = max(stored, known, self.updates or 0)
+            step.fill_(self.updates)
+            self.left(step)
+
+    def left(self, step: Tensor) -> None:
+        """Whoever writes into the buffer from now on is another."""
+        self._version = _version(step)
+
+    def read_anew(self, step: Tensor) -> None:
         """Forget what is known of the count: it was loaded."""
-        self.updates = None
+        self.updates, self._original = 0, None
+        self.left(step)
+        self.mend(step)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_original": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Pace":
+        copied = copy.copy(self)
+        copied._original = weakref.ref(self)
+        return copied
+
+
+def _version(tensor: Tensor) -> int:
+    """How often it was written in place; inference mode does not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _is_taken(skipped: Tensor, step: Tensor) -> Tensor:

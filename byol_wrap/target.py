@@ -1,16 +1,13 @@
-"""The target network: a copy that follows the online network, and when it moves."""
+"""The target network: a copy that follows the online network."""
 
 import copy
-import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
-from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from byol_wrap.backbone.copying import copy_net
 from byol_wrap.backbone.encoder import Encoder, freeze
@@ -63,6 +60,14 @@ class Target(Encoder):
             state[f"{prefix}net.{name}"] = torch.empty(0, dtype=value.dtype, device=value.device)
         return state
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As ``nn.Module.load_state_dict``; what is shared stays."""
+        return super().load_state_dict(
+            {**state_dict, **self.not_loaded(state_dict, "")}, strict, assign
+        )
+
     def not_loaded(self, given: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         """Of a state, what is not the target's own, or will not be when it is known what it uses.
 
@@ -94,55 +99,6 @@ class Target(Encoder):
 def _is_empty(value: object) -> bool:
     """Whether a state's value stands for a parameter that is not the target's own."""
     return isinstance(value, Tensor) and value.shape == (0,)
-
-
-class Attachment:
-    """The optimizer whose real steps move the target. A copy is not attached."""
-
-    def __init__(self) -> None:
-        self._handle: RemovableHandle | None = None
-        self._optimizer: weakref.ref[Optimizer] | None = None
-
-    def attach(self, optimizer: Optimizer, update: Callable[..., None]) -> RemovableHandle:
-        """Call ``update``, a bound method, after each step of an optimizer; see ``on_step``."""
-        self._handle = on_step(optimizer, update)
-        self._optimizer = weakref.ref(optimizer)
-        return self._handle
-
-    @property
-    def is_active(self) -> bool:
-        """Whether the handle was not removed, and the optimizer is alive."""
-        return is_active(self._handle)
-
-    @property
-    def optimizer(self) -> Optimizer | None:
-        """Which optimizer that is."""
-        return self._optimizer() if self._optimizer is not None and self.is_active else None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Attachment, ()
-
-
-def check_trains(optimizer: Optimizer, learner: nn.Module) -> set[int]:
-    """Ids of the learner's parameters that an optimizer trains.
-
-    Raises:
-        TypeError: not a torch optimizer.
-        ValueError: it trains none of them.
-    """
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            f"attach expects a torch.optim.Optimizer, got {type(optimizer).__name__}; give the "
-            "optimizer itself where another library has wrapped it."
-        )
-    own = {id(parameter) for parameter in learner.parameters() if parameter.requires_grad}
-    trained = own & {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if not trained:
-        raise ValueError(
-            "The optimizer trains none of the learner's parameters: build it from "
-            "learner.parameters(), after the learner."
-        )
-    return trained
 
 
 @torch.no_grad()
@@ -192,30 +148,3 @@ def at_least_float32(module: nn.Module) -> None:
     """Widen a module's half-precision parameters and buffers: averages stand still in bf16."""
     half = (torch.float16, torch.bfloat16)
     module._apply(lambda tensor: tensor.float() if tensor.dtype in half else tensor)
-
-
-def on_step(optimizer: Optimizer, update: Callable[..., None]) -> RemovableHandle:
-    """Call a bound method after each step that an optimizer really takes.
-
-    A step that ``GradScaler`` skips is none: usually the optimizer is not called then; a fused one
-    is, and told by its attribute ``found_inf``. Where reading that would be a wait, the method is
-    called with it, not 0 for a step that is skipped. The method's owner is not kept alive.
-    """
-    method = weakref.WeakMethod(update)
-
-    def after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        found_inf, bound = getattr(optimizer, "found_inf", None), method()
-        if bound is None:
-            return
-        if isinstance(found_inf, Tensor) and found_inf.device.type != "cpu":
-            bound(found_inf)
-        elif found_inf is None or not bool(found_inf):
-            bound()
-
-    return optimizer.register_step_post_hook(after_step)
-
-
-def is_active(handle: RemovableHandle | None) -> bool:
-    """Whether a hook is there still: not removed, and its optimizer alive."""
-    hooks = None if handle is None else handle.hooks_dict_ref()
-    return hooks is not None and handle is not None and handle.id in hooks

@@ -9,12 +9,18 @@ from torch import Tensor, nn
 from byol_wrap.backbone.channels import channels_of, on_noise, possible_channels
 from byol_wrap.backbone.encoder import Encoder, check_net, float_parameter, moved
 from byol_wrap.backbone.finding import check_pool, layer_name
-from byol_wrap.backbone.modes import eval_mode, outside_graph
+from byol_wrap.backbone.modes import eval_mode, is_recorded, outside_graph
 from byol_wrap.backbone.probing import probe
 from byol_wrap.backbone.reading import Pool, Representation
 from byol_wrap.guard.checkpoint import Checkpointed
 from byol_wrap.guard.gate import Gate
-from byol_wrap.guard.inputs import check_more_than_one, check_not_captured
+from byol_wrap.guard.inputs import (
+    check_channels,
+    check_known,
+    check_more_than_one,
+    check_not_captured,
+    plain_integer,
+)
 from byol_wrap.guard.watch import Watch
 from byol_wrap.target import Target, at_least_float32
 from byol_wrap.views import Augment, Recipe, Views, as_pair, is_random_view, normalization
@@ -53,9 +59,8 @@ class Wrapper(Checkpointed):
                 f"net is a learner already: wrap the net in it, {type(self).__name__}(learner.net)."
             )
         check_net(net)
-        if channels is not None and (not isinstance(channels, int) or channels < 1):
-            raise ValueError(f"channels should be a positive integer or None, got {channels!r}.")
-        guesses = possible_channels(net) if channels is None else [channels]
+        hidden_layer = plain_integer(hidden_layer)
+        guesses = possible_channels(net) if channels is None else [check_channels(channels)]
         self.channels = guesses[0]
         self._hidden_layer = None if hidden_layer is None else layer_name(net, hidden_layer)
         self._pool = check_pool(pool)
@@ -101,8 +106,8 @@ class Wrapper(Checkpointed):
                 or floats in [0, 1], B at least 1, are normalised as the views are, and neither
                 augmented nor resized. After training on two views that were fed as they are, a
                 batch is fed as it is, too, in whatever shape the net takes.
-            prepared: True feeds a batch as it is, False normalises; None does as training did, and
-                normalises where there was none in this process.
+            prepared: True feeds a batch as it is, False normalises; None does as training did, also
+                before the state was saved, and normalises where there was none.
 
         Returns:
             (B, D), in the net's dtype.
@@ -131,7 +136,7 @@ class Wrapper(Checkpointed):
         Raises:
             TypeError, ValueError: as ``forward``.
         """
-        check_not_captured(self._place())
+        check_not_captured()
         self._check_images(images)
         return self._views(images)
 
@@ -145,7 +150,7 @@ class Wrapper(Checkpointed):
                 "nn.DataParallel runs copies of a learner that share its hooks: use "
                 "torch.nn.parallel.DistributedDataParallel(learner)."
             )
-        check_not_captured(self._place())
+        check_not_captured()
         fed = "images" if view2 is None else "views"
         if view2 is None:
             self._check_images(images)
@@ -154,8 +159,8 @@ class Wrapper(Checkpointed):
         if self.training:
             check_more_than_one(images, type(self).__name__)
         view1, view2 = self._views(images) if view2 is None else (images, view2)
-        if self.training and torch.is_grad_enabled():
-            self._gate.trained_on(fed, images)
+        if torch.is_grad_enabled():
+            self._gate.trains_on(fed, images, in_eval_mode=not self.training)
         if fed == "images":
             self._gate.views(view1, self._views.normalize is not None, self._watch.warn)
         if self.representation is None:
@@ -167,10 +172,15 @@ class Wrapper(Checkpointed):
         self, images: Tensor, *, prepared: bool | None = None, trains_heads: bool = False
     ) -> Tensor:
         """What they are used on: the same, but for the augmentation."""
-        if self._gate.as_it_is(images, self._watch.warn) if prepared is None else prepared:
+        if prepared is None:
+            prepared = self._gate.as_it_is(images, self._watch.warn)
+        if is_recorded():
+            check_known(self.representation)
+        elif prepared:
             self._gate.batch(images, self._place())
         else:
             self._check_images(images)
+        if not prepared:
             images = self._views.normalized(images)
         if trains_heads:
             check_more_than_one(images, type(self).__name__)

@@ -5,6 +5,8 @@ import warnings
 import pytest
 import torch
 
+collect_ignore = ["zoo/experts"]  # of libraries that are not here; its slow test imports them
+
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:

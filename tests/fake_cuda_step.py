@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
@@ -16,6 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 READ = 0.5  # what every value is that is read
+
+plays_a_gpu = pytest.mark.skipif(
+    not torch.backends.cuda.is_built() or torch.cuda.is_available(),
+    reason="needs a CUDA build of PyTorch, and no GPU",
+)
 
 
 class Elsewhere(TorchDispatchMode):
@@ -35,6 +41,7 @@ class Elsewhere(TorchDispatchMode):
             "set_rng_state": mock.MagicMock(),
             "is_bf16_supported": mock.MagicMock(),
             "is_current_stream_capturing": lambda: self.capturing,
+            "is_initialized": lambda: self.capturing,
         }
         self.others = [
             FakeTensorMode(allow_non_fake_inputs=True),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from nets import Function, conv_net
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from byol_wrap import BYOL, extract_features
 
@@ -87,6 +88,48 @@ def test_own_views_that_are_images_are_not_normalised_again() -> None:
     assert torch.equal(as_fed, learner.embed(batch, prepared=True))
     assert torch.equal(as_fed, twin.embed(batch))
     assert as_images.shape == as_fed.shape
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_checkpoint_knows_what_was_fed(held: bool) -> None:
+    """In another process, too, where features are extracted from what was saved."""
+    torch.manual_seed(0)
+    batch = torch.rand(4, 3, 16, 16)
+    learner, other = (BYOL(conv_net(6), 16, **SMALL) for _ in range(2))
+    step(learner, batch, batch.flip(-1))
+    modules = [nn.ModuleDict({"method": x}) if held else x for x in (learner, other)]
+    modules[1].load_state_dict(modules[0].state_dict())
+    assert torch.equal(other.embed(batch), learner.embed(batch, prepared=True))
+    step(other, batch)  # from now on images, and no word of both
+    assert torch.equal(other.embed(batch), other.embed(batch, prepared=False))
+    other.load_state_dict({k: v for k, v in learner.state_dict().items() if k != "fed"})
+    assert not torch.equal(other.embed(batch), learner.embed(batch))  # an earlier version's
+
+
+def test_an_average_embeds_what_its_original_was_trained_on() -> None:
+    torch.manual_seed(0)
+    learner = BYOL(conv_net(6), 16, **SMALL)
+    averaged = AveragedModel(learner)
+    batch = torch.rand(4, 3, 16, 16)
+    step(learner, batch, batch.flip(-1))
+    averaged.update_parameters(learner)
+    embedded = averaged.module.embed(batch)
+    assert torch.equal(embedded, averaged.module.embed(batch, prepared=True))
+    assert torch.equal(embedded, extract_features(averaged, [batch])[0])
+
+
+def test_own_views_count_in_eval_mode_until_there_is_training() -> None:
+    torch.manual_seed(0)
+    learner = BYOL(conv_net(6), 16, **SMALL)
+    batch = torch.rand(4, 3, 16, 16)
+    learner.eval()
+    step(learner, batch, batch.flip(-1))
+    assert torch.equal(learner.embed(batch), learner.embed(batch, prepared=True))
+    step(learner.train(), batch)
+    with torch.no_grad():
+        learner(batch, batch)
+    learner.eval()(batch, batch)  # a validation
+    assert torch.equal(learner.embed(batch), learner.embed(batch, prepared=False))
 
 
 def test_images_stay_normalised() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from devices import CUDA_1, DEVICES, cuda_only, no_waits
+from devices import CUDA_1, DEVICES, cuda_only, needs_cuda, no_waits
 from methods import IN_HALVES, METHODS, PAPERS, make
 from nets import conv_net
 from torch import Tensor, nn
@@ -259,6 +259,50 @@ def test_distributed_training_shares_without_a_wait(name: str, device: str) -> N
         parallel(batch).backward()
     with no_waits(device):
         parallel(batch).backward()
+
+
+def without_norm() -> nn.Module:
+    """A net whose statistics are nobody's, so that only the heads' are shared."""
+    return nn.Sequential(nn.Conv2d(3, 6, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(384, 5))
+
+
+def two_views(step: int) -> Tensor:
+    return torch.rand(2, 8, 3, 32, 32, generator=torch.Generator().manual_seed(step)).double()
+
+
+def on_views(name: str, rank: int, world: int, device: str) -> list[Tensor]:
+    """A process's share of a training; the learner's weights in the end."""
+    torch.manual_seed(0)
+    learner = make(name, net=without_norm().double())
+    model = DistributedDataParallel(learner.to(device)) if world > 1 else learner
+    optimizer = torch.optim.SGD(learner.parameters(), lr=0.05)
+    for k in range(3):
+        views = (view.chunk(world)[rank].to(device) for view in two_views(k))
+        optimizer.zero_grad()
+        model(*views).backward()
+        optimizer.step()
+        learner.update_moving_average()
+    return [p.detach().cpu() for p in learner.parameters()]
+
+
+def process(rank: int, folder: str, kind: str) -> None:
+    torch.set_num_threads(1)
+    device = "cpu" if kind == "cpu" else f"cuda:{rank}"
+    if kind != "cpu":
+        torch.cuda.set_device(rank)
+    dist.init_process_group(init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.save({name: on_views(name, rank, 2, device) for name in PAPERS}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", [pytest.param("cuda", marks=needs_cuda(2))])
+def test_two_gpus_train_as_one(kind: str, tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(process, (str(tmp_path), kind), nprocs=2)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name in PAPERS:
+            for p, q in zip(found[name], on_views(name, 0, 1, "cpu"), strict=True):
+                torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-8)
 
 
 # CUDA alone

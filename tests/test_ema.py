@@ -13,11 +13,10 @@ from reference import FIGURES
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from byol_wrap.attachment import is_active, on_step
 from byol_wrap.pace import cosine_ema_decay
 from byol_wrap.target import (
     at_least_float32,
-    is_active,
-    on_step,
     update_average,
 )
 

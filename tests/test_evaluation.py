@@ -778,7 +778,14 @@ def compiled(model):
     return torch.compile(model, backend="eager")
 
 
-@pytest.mark.parametrize("wrap", [AveragedModel, in_ddp, compiled])
+def in_fabric(model):
+    """As ``Fabric.setup(model)`` looks from outside where its strategy wraps the model, too."""
+    wrapper = nn.Module()
+    wrapper._forward_module, wrapper._original_module = in_ddp(model), model
+    return wrapper
+
+
+@pytest.mark.parametrize("wrap", [AveragedModel, in_ddp, compiled, in_fabric])
 def test_learner_is_found_inside_its_wrapper(wrap):
     learner = wrapped()
     outer = wrap(learner)

@@ -25,6 +25,7 @@ ONE_EPOCH = {
     "lightning_loop": ["--epochs", "1", "--accelerator", "cpu"],
     "accelerate_loop": ["--epochs", "1", "--cpu"],
     "fabric_loop": ["--epochs", "1", "--accelerator", "cpu"],
+    "transformers_trainer": ["--epochs", "1", "--cpu"],
 }
 
 

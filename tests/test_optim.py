@@ -146,6 +146,21 @@ def test_groups_of_an_unbuilt_learner_hold_its_lazy_weights_and_not_its_target()
     torch.optim.AdamW([decayed, excluded], lr=1e-3)  # any optimizer takes them
 
 
+def test_parts_have_rates_of_their_own_which_follow_the_cosine() -> None:
+    net = nn.Sequential(conv_net(4), nn.Linear(4, 4), nn.Linear(4, 2))
+    groups = param_groups(net, 0.1, constant_lr=net[2], rates={net[0]: 0.01, net[2]: 0.5})
+    optimizer = torch.optim.SGD(groups, lr=0.2)
+    rate = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    assert len(rate) == len(list(net.parameters()))
+    assert [{rate[id(p)] for p in part.parameters()} for part in net] == [{0.01}, {0.2}, {0.5}]
+    schedule = cosine_schedule(optimizer, 2)
+    optimizer.step()
+    schedule.step()
+    halved = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    share = [{round(halved[id(p)] / rate[id(p)], 9) for p in part.parameters()} for part in net]
+    assert share == [{0.5}, {0.5}, {1.0}]
+
+
 def test_presets_are_those_of_the_paper() -> None:
     assert PRESETS[1000] == Preset(0.2, 1.5e-6, 0.996, warmup_epochs=10)
     assert {e: (p.learning_rate, p.moving_average_decay) for e, p in PRESETS.items()} == {

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fake_cuda_step import Elsewhere
+from fake_cuda_step import Elsewhere, plays_a_gpu
 from PIL import Image
 
 from byol_wrap import byol_loss
@@ -300,6 +300,7 @@ def test_each_epoch_shows_each_image_once_in_an_order_of_its_own(quality):
     assert torch.equal(orders[2].batch(1), epochs[0][4:8])  # whatever was asked for before
 
 
+@plays_a_gpu
 def test_only_the_first_step_of_an_epoch_waits_for_its_order(quality):
     with Elsewhere() as there:
         order = quality.Order(13, 4, 0, there.device)

@@ -323,6 +323,9 @@ def test_folder_of_classes(held, tmp_path):
         verdict(before, learner, tmp_path)
     with pytest.raises(ValueError, match="subfolder of images for each class; there are none"):
         verdict(before, learner, tmp_path / "cats", image_size=12)
+    (tmp_path / "cats" / "zz.png").write_bytes(b"no picture")
+    with pytest.warns(UserWarning, match=r"cannot be read: .*cats/zz\.png"):
+        assert verdict(before, learner, tmp_path, image_size=12, draws=8) == expected
 
 
 @pytest.mark.parametrize("kind", ["net", "state", "learner"])

@@ -125,3 +125,12 @@ def dependence(net: nn.Module, called: list[str], run: Record) -> str:
         "with types.MethodType(function, net) and use self in it; use the module that a hook is "
         "given. SimSiam and SimCLR need no copy."
     )
+
+
+def on_host(net: nn.Module) -> nn.Module:
+    """A copy on the host of a net that has no values, with zeros."""
+    copied = copy_net(net).to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in (*copied.parameters(), *copied.buffers()):
+            tensor.zero_()
+    return copied

@@ -8,6 +8,7 @@ from torch.nn.parameter import is_lazy
 
 from byol_wrap.backbone.modes import eval_mode
 from byol_wrap.backbone.reading import Representation
+from byol_wrap.backbone.trainable import check_module, check_not_quantised
 
 
 class Encoder(nn.Module):
@@ -139,12 +140,12 @@ def check_net(net: nn.Module) -> None:
     """Refuse what a learner cannot wrap.
 
     Raises:
-        TypeError: not a module, or one that cannot be read: a DDP or DataParallel wrapper, a
-            compiled module, one with lazy parameters that have no size yet.
-        ValueError: nothing in it can be trained, or it has no values.
+        TypeError: not a module, or one that cannot be read or trained: a DDP or DataParallel
+            wrapper, a compiled or quantised module, one with lazy parameters that have no size yet,
+            one whose ``train`` is no mode.
+        ValueError: nothing in it can be trained.
     """
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"net should be an nn.Module, got {type(net).__name__}.")
+    check_module(net)
     if isinstance(net, nn.parallel.DistributedDataParallel | nn.DataParallel):
         raise TypeError(
             f"net is wrapped in {type(net).__name__}, which must see the learner's whole forward: "
@@ -162,9 +163,5 @@ def check_net(net: nn.Module) -> None:
             "net has lazy parameters that have no size yet: run one batch through it before "
             "wrapping it."
         )
-    if float_parameter(net).is_meta:
-        raise ValueError(
-            "net is on the meta device, where weights have no values: give it some before wrapping "
-            "it, net.to_empty(device=...) and then its weights, or build it outside of "
-            "torch.device('meta')."
-        )
+    check_not_quantised(net)
+    float_parameter(net)

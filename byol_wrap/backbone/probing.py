@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from byol_wrap.backbone.candidates import Candidates, candidates, doubt
 from byol_wrap.backbone.code import asks_for_its_mode
-from byol_wrap.backbone.copying import copy_net, dependence, undisturbed, watched
+from byol_wrap.backbone.copying import copy_net, dependence, on_host, undisturbed, watched
 from byol_wrap.backbone.encoder import as_input
 from byol_wrap.backbone.finding import Found, at, find_representation, held_behind
 from byol_wrap.backbone.graph import ancestors
@@ -56,6 +56,13 @@ def probe(
         ValueError, TypeError: see ``find_representation``; or no place is reached in both modes.
         RuntimeError: ``target`` depends on ``net``.
     """
+    if sample.is_meta:  # a copy on the host tells the same of a net without values
+        host = on_host(net)
+        drawn = torch.Generator("cpu")
+        noise = torch.rand(sample.shape, generator=drawn, dtype=torch.float32, device="cpu").to(
+            sample.dtype
+        )
+        return _Probe(host, host, noise, hidden_layer, pool).find()
     copied = target
     if copied is None:
         try:

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from byol_wrap.backbone.modes import outside_graph
+from byol_wrap.backbone.modes import is_recorded, outside_graph
 
 Pool = str | Callable[[Tensor], Tensor]
 Part = tuple[Any, ...]  # keys, names and indices that lead to a tensor in a structured output
@@ -67,7 +67,7 @@ class Representation:
                 "compile the learner rather than its net."
             )
         vector = pooled(value, self.pool, self.channel_dim)
-        if vector.shape != (x.shape[0], self.size):
+        if not is_recorded() and vector.shape != (x.shape[0], self.size):
             raise RuntimeError(
                 f"The representation {self} should give ({x.shape[0]}, {self.size}) for a batch of "
                 f"{x.shape[0]}, but gave {tuple(vector.shape)}. Feed images of the size that the "
@@ -112,6 +112,8 @@ _one_at_a_time: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionar
 @outside_graph(recursive=False)
 def _capture(net: nn.Module, tap: Representation, x: Tensor) -> Tensor | None:
     layer = net.get_submodule(tap.layer)
+    if is_recorded():
+        return _run_to_the_end(net, layer, tap.side, x)
     with _one_at_a_time.setdefault(net, threading.RLock()):
         handle = (
             layer.register_forward_pre_hook(_stop_at_input, with_kwargs=True)
@@ -122,6 +124,29 @@ def _capture(net: nn.Module, tap: Representation, x: Tensor) -> Tensor | None:
             return _run_until_reached(net, x)
         finally:
             handle.remove()
+
+
+def _run_to_the_end(net: nn.Module, layer: nn.Module, side: str, x: Tensor) -> Tensor | None:
+    """The same for a record, which loses track of a module that is left early.
+
+    What lies behind the layer leads nowhere, and an exporter drops it.
+    """
+    values: list[Tensor | None] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Any = None) -> None:
+        value = (*args, *kwargs.values()) if side == "input" else output
+        values.append(main_tensor(value))
+
+    handle = (
+        layer.register_forward_pre_hook(note, with_kwargs=True)
+        if side == "input"
+        else layer.register_forward_hook(note, with_kwargs=True)
+    )
+    try:
+        net(x)
+    finally:
+        handle.remove()
+    return values[0] if values else None
 
 
 def _run_until_reached(net: nn.Module, x: Tensor) -> Tensor | None:

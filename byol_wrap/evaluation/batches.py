@@ -58,7 +58,9 @@ def as_labels(labels: Any) -> Labels:
     if isinstance(labels, Sequence) and labels and all(isinstance(name, str) for name in labels):
         return list(labels)
     try:
-        return torch.as_tensor(labels)
+        given = torch.as_tensor(labels, device="cpu")
+        whole = not given.is_floating_point()
+        return given if whole else torch.as_tensor(labels, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(
             f"Labels should be whole numbers or names, one for each image, got {describe(labels)}."
@@ -90,7 +92,8 @@ def _array(value: Any) -> Tensor | None:
     if isinstance(value, Tensor):
         return value
     if type(value).__module__.partition(".")[0] == "numpy" and callable(value.copy):
-        return torch.as_tensor(value.copy())  # a copy may be written to, and lies in order
+        # A copy may be written to, and lies in order.
+        return torch.as_tensor(value.copy(), device="cpu")
     return None
 
 

@@ -198,14 +198,14 @@ def verdict(
             f"draws={draws}, k={k}, confidence={confidence}."
         )
     per_class, blocks = _sizes(targets, given, labels_per_class, draws)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(int(seed))
     classifiers: dict[str, Callable[..., Tensor]] = {
         "knn": lambda *task: knn_hits(*task, k=min(k, len(task[0]))),
         "linear": linear_hits,
     }
     partitions = math.ceil(draws / blocks)
-    right = torch.zeros(2, 2, partitions, blocks, blocks, dtype=torch.double)
-    counts = torch.zeros(partitions, blocks, blocks, dtype=torch.double)
+    right = torch.zeros(2, 2, partitions, blocks, blocks, dtype=torch.double, device="cpu")
+    counts = torch.zeros(partitions, blocks, blocks, dtype=torch.double, device="cpu")
     for p in range(partitions):
         block, trains = partition(targets, per_class, blocks, generator)
         for b in range(blocks):

@@ -27,12 +27,12 @@ def partition(
     left = []
     for target in range(int(targets.max()) + 1):
         members = (targets == target).nonzero()[:, 0]
-        members = members[torch.randperm(len(members), generator=generator)]
+        members = members[torch.randperm(len(members), generator=generator, device="cpu")]
         given, rest = members[: per_class * blocks], members[per_class * blocks :]
-        block[given], trains[given] = torch.arange(len(given)) % blocks, True
+        block[given], trains[given] = torch.arange(len(given), device="cpu") % blocks, True
         left.append(rest)
     rest = torch.cat(left)
-    block[rest] = torch.arange(len(rest)) % blocks
+    block[rest] = torch.arange(len(rest), device="cpu") % blocks
     return Partition(block, trains)
 
 

@@ -14,6 +14,8 @@ from byol_wrap.backbone.modes import eval_mode
 from byol_wrap.evaluation.batches import Labels, describe, read_batch
 
 BATCH_SIZE = 64  # of a data set that comes without a loader
+# What PyTorch's wrappers, its compiler's and Fabric's call what they wrap; Fabric may keep both.
+WRAPPED = {"module", "_orig_mod", "_forward_module", "_original_module"}
 
 
 def extract_features(
@@ -86,16 +88,16 @@ def is_learner(model: Any) -> bool:
 
 
 def unwrapped(model: Any) -> Any:
-    """What is inside ``DistributedDataParallel``, ``AveragedModel``, ``torch.compile``.
+    """What is inside ``DistributedDataParallel``, ``AveragedModel``, ``torch.compile``, Fabric's.
 
     They hold nothing but what they wrap; a net that has a part called ``module`` beside others is
     no wrapper.
     """
     while isinstance(model, nn.Module):
         children = dict(model.named_children())
-        if children.keys() not in ({"module"}, {"_orig_mod"}) or [*model.parameters(recurse=False)]:
+        if not children or children.keys() - WRAPPED or [*model.parameters(recurse=False)]:
             break
-        (model,) = children.values()
+        model = children.get("_original_module", next(iter(children.values())))
     return model
 
 

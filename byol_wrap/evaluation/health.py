@@ -158,7 +158,7 @@ def relative_distance(module: nn.Module, other: nn.Module) -> Tensor:
         if p.is_floating_point() and q.numel() and not _shared(p, q)
     ]
     if not pairs:
-        return torch.zeros(())
+        return next(module.parameters()).new_zeros((), dtype=torch.float32)
     ours, theirs = [p for p, _ in pairs], [q for _, q in pairs]
     distance = _norm(torch._foreach_sub(ours, theirs))
     length = _norm(ours)

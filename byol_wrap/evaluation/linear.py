@@ -169,7 +169,7 @@ def linear_probe_sgd(
             f"lr={lr}, weight_decay={weight_decay}."
         )
     x, batches = train_features.detach(), math.ceil(len(train_features) / batch_size)
-    generator = torch.Generator().manual_seed(seed)  # on the CPU: the same order on any device
+    generator = torch.Generator("cpu").manual_seed(int(seed))  # the same order on any device
     with torch.inference_mode(False), torch.enable_grad():
         weight = x.new_zeros(len(classes), x.shape[1], dtype=torch.float32, requires_grad=True)
         bias = x.new_zeros(len(classes), dtype=torch.float32, requires_grad=True)
@@ -181,7 +181,7 @@ def linear_probe_sgd(
         optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
         for _ in range(epochs):
-            order = torch.randperm(len(x), generator=generator).to(x.device)
+            order = torch.randperm(len(x), generator=generator, device="cpu").to(x.device)
             for chosen in order.tensor_split(batches):
                 loss = F.cross_entropy(F.linear(x[chosen].float(), weight, bias), targets[chosen])
                 optimizer.zero_grad()

@@ -1,6 +1,7 @@
 """What a verdict is about: the backbone before and after, and labelled images."""
 
 import copy
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
 from byol_wrap.backbone.probing import probe
+from byol_wrap.data import ImageFiles
 from byol_wrap.evaluation.batches import Labels, as_labels, describe
 from byol_wrap.evaluation.features import BATCH_SIZE, Reader, gather, is_learner, reader, unwrapped
-
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 Subject = nn.Module | Tensor | Mapping[str, Any]
 
@@ -77,29 +77,26 @@ def batches(data: Any, labels: Any, image_size: int | None) -> Iterable[Any]:
 def read_folder(folder: Path, size: int | None) -> tuple[Tensor, list[str]]:
     """Images of a folder as uint8 (N, 3, size, size), cut from the centre; the classes' names.
 
+    Broken files are left out, with a warning that names them.
+
     Raises:
         ImportError: Pillow is not installed.
         ValueError: no folder, no images in subfolders, or no size to bring them to.
     """
     if size is None:
         raise ValueError("Images of a folder need image_size=, the side in pixels as in training.")
-    try:
-        from PIL import Image, ImageOps
-    except ImportError as error:
-        raise ImportError("Reading a folder of images needs Pillow: pip install pillow") from error
-    paths = [p for p in sorted(folder.glob("*/**/*")) if p.suffix.lower() in SUFFIXES]
-    if not paths:
+    files = ImageFiles(folder, size)
+    names = [files.name(index).split("/") for index in range(len(files))]
+    items = [(files[index], parts[0]) for index, parts in enumerate(names) if len(parts) > 1]
+    if not items:
         raise ValueError(
             f"{str(folder)!r} should hold a subfolder of images for each class; there are none."
         )
-    images = []
-    for path in paths:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file).convert("RGBA").convert("RGB")
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-        images.append(pixels.reshape(size, size, 3).permute(2, 0, 1))
-    return torch.stack(images), [path.relative_to(folder).parts[0] for path in paths]
+    broken = {name: why for item, _ in items for name, why in item.skipped}
+    if broken:
+        warnings.warn(f"Left out, as they cannot be read: {broken}.", UserWarning, stacklevel=5)
+    whole = [(item.image, name) for item, name in items if not item.skipped]
+    return torch.stack([image for image, _ in whole]), [name for _, name in whole]
 
 
 def _models(before: Subject, after: Subject) -> Iterator[nn.Module | None]:

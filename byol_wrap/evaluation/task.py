@@ -58,4 +58,5 @@ def numbered(train_labels: Labels, test_labels: Labels) -> tuple[Tensor, Tensor]
     if isinstance(train, Tensor) or isinstance(test, Tensor):
         raise TypeError("Labels are names in one of train and test, and numbers in the other.")
     places = {name: place for place, name in enumerate(sorted({*train, *test}))}
-    return tuple(torch.tensor([places[name] for name in part]) for part in (train, test))  # type: ignore[return-value]
+    indices = ([places[name] for name in part] for part in (train, test))
+    return tuple(torch.tensor(part, device="cpu") for part in indices)  # type: ignore[return-value]

@@ -6,6 +6,8 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+FED = "fed"  # in a state what training was fed, and no tensor of the module; earlier ones lack it
+
 FOREIGN = {
     "module.": "It was saved from a DistributedDataParallel: save parallel.module.state_dict(), or "
     "strip 'module.' from its keys.",
@@ -72,8 +74,12 @@ class Checkpointed(nn.Module):
         """What the state of heads that wait for a size would be with it; changes nothing."""
         raise NotImplementedError
 
-    def _state_is_loaded(self) -> None:
-        """What was derived from the old state is out of date."""
+    def _state_is_loaded(self, fed: Any) -> None:
+        """What was derived from the old state is out of date.
+
+        Args:
+            fed: what the state has under ``FED``, if anything.
+        """
 
     def _not_loaded(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """What of a state is left out, as this module has no use for it: names and own values."""
@@ -102,16 +108,18 @@ class Checkpointed(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        fed = state_dict.pop(prefix + FED, None)
         given = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
         self._check_fits(given, names=False)  # here as a part of another module
         size = self._size_in(given)
         if size is not None:
             self._size_heads(size)
         state_dict |= {prefix + name: value for name, value in self._not_loaded(given).items()}
-        self._state_is_loaded()
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self._state_is_loaded(fed)
 
     def _check_fits(self, given: Mapping[str, Any], *, names: bool) -> None:
+        given = {name: value for name, value in given.items() if name != FED}
         own: dict[str, Any] = {}
         nn.Module._save_to_state_dict(self, own, "", keep_vars=True)
         for name, part in self.named_children():

@@ -1,6 +1,9 @@
 """The gate that all input passes: checked, looked at, and remembered how it was prepared."""
 
+import copy
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +32,9 @@ class Gate:
         self._flat = 0  # views in a row without a picture
         self._looks = 0
         self._fed: dict[str, bool] = {}  # kinds, the latest last, and whether they were floats
+        self._now: tuple[str, bool, bool] | None = None  # what the loss that is computed is fed
+        self._fed_in_training = False
+        self._original: weakref.ref[Gate] | None = None  # of which this is a copy
 
     def images(
         self,
@@ -85,11 +91,12 @@ class Gate:
         Raises:
             TypeError: it cannot have been prepared as those were.
         """
-        if len(self._fed) == 2:
+        fed = self._known()
+        if len(fed) == 2:
             warn("fed", BOTH_MESSAGE)
-        if not self._fed or next(reversed(self._fed)) == "images":
+        if not fed or next(reversed(fed)) == "images":
             return False
-        if isinstance(batch, Tensor) and not batch.is_floating_point() and self._fed["views"]:
+        if isinstance(batch, Tensor) and not batch.is_floating_point() and fed["views"]:
             raise TypeError(
                 "The learner was trained on two views of floats that were fed as they are, and got "
                 f"{batch.dtype}: prepare it as the views were, or use learner.embed(images, "
@@ -97,10 +104,49 @@ class Gate:
             )
         return True
 
-    def trained_on(self, kind: str, batch: Tensor) -> None:
-        """Remember what a training step was fed: "images", or "views" as they are."""
+    @property
+    def code(self) -> int:
+        """For a checkpoint: 0 nothing yet, 1 images, 2 views of floats as they are, 3 others."""
+        kind, floats = next(reversed(self._known().items()), (None, True))
+        return 0 if kind is None else 1 if kind == "images" else 2 if floats else 3
+
+    def remember(self, code: int) -> None:
+        """Take over what a checkpoint says."""
+        kinds = {1: {"images": True}, 2: {"views": True}, 3: {"views": False}}
+        self._fed, self._fed_in_training, self._original = dict(kinds.get(code, {})), False, None
+
+    def _known(self) -> dict[str, bool]:
+        """What this was fed, or its original, where a copy such as an average never was."""
+        original = None if self._original is None else self._original()
+        return self._fed if self._fed or original is None else original._known()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_original": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Gate":
+        copied = copy.copy(self)
+        copied._fed, copied._original = dict(self._fed), weakref.ref(self)
+        return copied
+
+    def trains_on(self, kind: str, batch: Tensor, *, in_eval_mode: bool) -> None:
+        """Note what a loss with gradient is fed: "images", or "views" as they are.
+
+        In eval mode it may be a validation: the latest counts, until there is one of training.
+        """
+        self._now = kind, batch.is_floating_point(), in_eval_mode
+
+    def trained(self) -> None:
+        """Remember what was noted: there is a loss."""
+        if self._now is None:
+            return
+        (kind, floats, in_eval_mode), self._now = self._now, None
+        if in_eval_mode and self._fed_in_training:
+            return
+        if not self._fed_in_training:
+            self._fed.clear()
+        self._fed_in_training = not in_eval_mode
         self._fed.pop(kind, None)
-        self._fed[kind] = batch.is_floating_point()
+        self._fed[kind] = floats
 
     def batch(self, batch: Tensor, device: torch.device) -> None:
         """Check a batch of any shape that is fed as it is; see ``check_batch``."""

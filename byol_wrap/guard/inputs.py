@@ -1,6 +1,8 @@
 """What a batch must be to be taken, and the errors for what it may not be."""
 
 import math
+from operator import index as as_index
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,17 +10,17 @@ from torch import Tensor
 SMALLEST_SIDE = 8  # pixels; the smallest crop of such an image has two
 
 
-def check_not_captured(device: torch.device) -> None:
+def check_not_captured() -> None:
     """Refuse to be part of a CUDA graph, which would replay what the host drew and counted once.
 
     Raises:
         RuntimeError: a graph is being captured.
     """
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "A learner's step cannot be captured in a CUDA graph: crops, colours and tau come from "
             "the host, so each replay would repeat those of this step. Use torch.compile(learner), "
-            "which leaves them outside of its graphs, mode='reduce-overhead' included."
+            "which leaves them outside of its graphs."
         )
 
 
@@ -111,6 +113,29 @@ def check_more_than_one(batch: Tensor, method: str) -> None:
             f"A batch of one cannot train {method}: it needs at least 2 images, for BatchNorm in "
             "the heads or to compare them. Use a larger batch (drop_last=True in the DataLoader); "
             "to only compute, use learner.embed(images) or learner.eval()."
+        )
+
+
+def check_channels(channels: int) -> int:
+    """Raise ValueError for what is no number of channels; gives it as Python's own integer."""
+    number = plain_integer(channels)
+    if not isinstance(number, int) or number < 1:
+        raise ValueError(f"channels should be a positive integer or None, got {channels!r}.")
+    return number
+
+
+def plain_integer(number: Any) -> Any:
+    """Python's own integer for one of numpy's or another library's; what is none stays."""
+    whole = hasattr(number, "__index__") and not isinstance(number, bool)
+    return as_index(number) if whole else number
+
+
+def check_known(representation: object) -> None:
+    """Raise RuntimeError for a representation that is still to be found where a net is exported."""
+    if representation is None:
+        raise RuntimeError(
+            "The representation is not known yet, so there is nothing to export: give image_size= "
+            "when wrapping the net, or run learner.embed(images) once before."
         )
 
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from byol_wrap.learner import Learner, Pool
-from byol_wrap.methods.heads import mlp
+from byol_wrap.methods.heads import drawn_apart, mlp
 from byol_wrap.methods.losses import byol_loss
 from byol_wrap.views import VIEW1, VIEW2, Augment
 
@@ -82,7 +81,7 @@ class BYOL(Learner):
         sync_batchnorm: bool | None = None,
     ) -> None:
         sizes = projection_hidden_size, projection_size
-        with torch.random.fork_rng([]):
+        with drawn_apart():
             projector = mlp(None, *sizes, sync_batchnorm=sync_batchnorm)
             predictor = mlp(projection_size, *sizes, sync_batchnorm=sync_batchnorm)
         super().__init__(

@@ -4,11 +4,30 @@ A size of None is that of the representation, which may not be known yet: such l
 their parameters keep their identity when it is found. A lazy layer draws no weights.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from operator import index as as_index
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from byol_wrap.methods.processes import SharedBatchNorm1d, in_group
+
+
+@contextmanager
+def drawn_apart() -> Iterator[None]:
+    """Build heads in float32 on the host, whatever the defaults are.
+
+    The global random state is afterwards what it was.
+    """
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"), torch.random.fork_rng([]):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def mlp(
@@ -178,7 +197,15 @@ def _norm(features: int | None, shared: bool | None, affine: bool = True) -> nn.
 
 def _check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
+        if not is_count(size):
             raise ValueError(
                 f"The {name} size of a head should be a positive integer, got {size!r}."
             )
+
+
+def is_count(number: object) -> bool:
+    """Whether something is a whole number of at least 1, of Python's, numpy's or another kind."""
+    try:
+        return as_index(number) >= 1  # type: ignore[arg-type]
+    except TypeError:
+        return False

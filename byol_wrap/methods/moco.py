@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from byol_wrap.learner import Learner, Pool
-from byol_wrap.methods.heads import moco_projector
+from byol_wrap.methods.heads import drawn_apart, is_count, moco_projector
 from byol_wrap.methods.losses import check_temperature, moco_loss
 from byol_wrap.methods.processes import gather, in_group, own_share, processes, same_permutation
 from byol_wrap.views import MOCO_VIEW, Augment
@@ -92,9 +92,9 @@ class MoCo(Learner):
             ("queue_size", queue_size),
             ("key_parts", 1 if key_parts is None else key_parts),
         ):
-            if not isinstance(number, int) or number < 1:
+            if not is_count(number):
                 raise ValueError(f"{name} should be a positive integer, got {number!r}.")
-        with torch.random.fork_rng([]):
+        with drawn_apart():
             projector = moco_projector(projection_hidden_size, projection_size)
         super().__init__(
             net,
@@ -111,10 +111,12 @@ class MoCo(Learner):
             total_steps=total_steps,
             pool=pool,
         )
-        self.temperature, self.symmetric, self.key_parts = temperature, symmetric, key_parts
+        self.temperature, self.symmetric = temperature, symmetric
+        self.key_parts = None if key_parts is None else int(key_parts)
         like = next(self.target.projector.parameters())
         drawn = torch.Generator("cpu")  # the same in all processes, whatever their seeds
-        noise = torch.randn(queue_size, projection_size, generator=drawn, device="cpu")
+        shape = (queue_size, projection_size)
+        noise = torch.randn(shape, generator=drawn, dtype=torch.float32, device="cpu")
         self.register_buffer("queue", F.normalize(noise, dim=1).to(like.device, like.dtype))
         self.register_buffer("queue_position", torch.zeros_like(self.step))
 

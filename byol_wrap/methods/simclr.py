@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from byol_wrap.learner import Learner, Pool
-from byol_wrap.methods.heads import simclr_projector
+from byol_wrap.methods.heads import drawn_apart, simclr_projector
 from byol_wrap.methods.losses import check_temperature, nt_xent_loss
 from byol_wrap.methods.processes import gather
 from byol_wrap.views import SIMCLR_VIEW, Augment
@@ -66,7 +65,7 @@ class SimCLR(Learner):
         sync_batchnorm: bool | None = None,
     ) -> None:
         check_temperature("SimCLR", temperature)
-        with torch.random.fork_rng([]):
+        with drawn_apart():
             projector = simclr_projector(
                 projection_hidden_size, projection_size, sync_batchnorm=sync_batchnorm
             )

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from byol_wrap.learner import Learner, Pool
-from byol_wrap.methods.heads import simsiam_predictor, simsiam_projector
+from byol_wrap.methods.heads import drawn_apart, simsiam_predictor, simsiam_projector
 from byol_wrap.methods.losses import simsiam_loss
 from byol_wrap.views import SIMSIAM_VIEW, Augment
 
@@ -64,7 +63,7 @@ class SimSiam(Learner):
         pool: Pool | None = None,
         sync_batchnorm: bool | None = None,
     ) -> None:
-        with torch.random.fork_rng([]):
+        with drawn_apart():
             projector = simsiam_projector(
                 projection_hidden_size, projection_size, sync_batchnorm=sync_batchnorm
             )

@@ -1,7 +1,7 @@
 """The references' optimizer: LARS, its parameter groups, its learning rate."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -78,7 +78,11 @@ def cosine_schedule(
 
 
 def param_groups(
-    module: nn.Module, weight_decay: float, *, constant_lr: nn.Module | None = None
+    module: nn.Module,
+    weight_decay: float,
+    *,
+    constant_lr: nn.Module | None = None,
+    rates: Mapping[nn.Module, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Parameters that train, split into those with and without weight decay and LARS scaling.
 
@@ -91,13 +95,20 @@ def param_groups(
         weight_decay: of the first group.
         constant_lr: a part of it whose rate should stay constant, in groups of its own: SimSiam's
             paper does so with ``learner.predictor``.
+        rates: peak rates of parts of it, where they are not the optimizer's:
+            ``{learner.net: 1e-4}`` for a backbone that is pretrained.
 
     Returns:
         Two groups for any optimizer; "lars_exclude" in the second tells ``LARS``. With
-        ``constant_lr`` two more, which "constant_lr" tells ``cosine_schedule``.
+        ``constant_lr`` two more, which "constant_lr" tells ``cosine_schedule``, and two for each
+        of ``rates``, which have "lr".
     """
-    apart = set() if constant_lr is None else {id(p) for p in constant_lr.parameters()}
-    split: dict[tuple[bool, bool], list[Tensor]] = {}
+    kinds: dict[int, tuple[tuple[str, Any], ...]] = {}
+    for part, rate in (rates or {}).items():
+        kinds |= dict.fromkeys(map(id, part.parameters()), (("lr", rate),))
+    for parameter in () if constant_lr is None else constant_lr.parameters():
+        kinds[id(parameter)] = (*kinds.get(id(parameter), ()), ("constant_lr", True))
+    split: dict[tuple[tuple[tuple[str, Any], ...], bool], list[Tensor]] = {}
     seen: set[int] = set()
     for layer in module.modules():
         normalises = isinstance(layer, NORMALISATION) or "Norm" in type(layer).__name__
@@ -105,15 +116,14 @@ def param_groups(
             if not parameter.requires_grad or id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            key = (id(parameter) in apart, normalises or name.endswith("bias"))
+            key = (kinds.get(id(parameter), ()), normalises or name.endswith("bias"))
             split.setdefault(key, []).append(parameter)
     groups: list[dict[str, Any]] = []
-    for constant in (False, True) if apart else (False,):
-        extra = {"constant_lr": True} if constant else {}
-        decayed, excluded = split.get((constant, False), []), split.get((constant, True), [])
+    for kind in dict.fromkeys([(), *kinds.values()]):
+        decayed, excluded = split.get((kind, False), []), split.get((kind, True), [])
         groups += [
-            {"params": decayed, "weight_decay": weight_decay, **extra},
-            {"params": excluded, "weight_decay": 0.0, "lars_exclude": True, **extra},
+            {"params": decayed, "weight_decay": weight_decay, **dict(kind)},
+            {"params": excluded, "weight_decay": 0.0, "lars_exclude": True, **dict(kind)},
         ]
     return groups
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence, Sized
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,18 +53,33 @@ class Normalize:
             raise ValueError(
                 f"mean must be finite and std positive, got mean={self.mean}, std={self.std}."
             )
-        self._on_device: dict[torch.device, Tensor] = {}
+        self.__setstate__(self.__getstate__())
 
-    def __getstate__(self) -> dict[str, object]:
-        return {**vars(self), "_on_device": {}}  # which loading may put on another device
+    def __getstate__(self) -> dict[str, Any]:
+        return {"mean": self.mean, "std": self.std}  # loading may put tensors on another device
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.mean, self.std = state["mean"], state["std"]
+        with torch.inference_mode(False):
+            rows = [self.mean, self.std]
+            self._statistics = torch.tensor(rows, dtype=torch.float32, device="cpu")
+        self._on_device: dict[torch.device, Tensor] = {}
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, C, ...) in, the same shape out."""
-        if images.device not in self._on_device:
-            with torch.inference_mode(False):
-                stats = torch.tensor([self.mean, self.std], device=images.device)
-            self._on_device[images.device] = stats
         flat = (2, len(self.mean), *[1] * (images.ndim - 2))
-        mean, std = self._on_device[images.device].view(flat)
-        normalized: Tensor = (images - mean) / std
+        statistics = self._on(images.device).view(flat)
+        normalized: Tensor = (images - statistics[0]) / statistics[1]
         return normalized
+
+    def _on(self, device: torch.device) -> Tensor:
+        if device.type == "cpu":
+            return self._statistics
+        if device in self._on_device:
+            return self._on_device[device]
+        with torch.inference_mode(False):
+            statistics = self._statistics.to(device)
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if type(statistics) is Tensor and not tracing:  # of an export it would be a part
+            self._on_device[device] = statistics
+        return statistics

@@ -60,7 +60,8 @@ def crop_by_matrices(
 
     More arithmetic, but no launch for each image: for accelerators, and for small images.
     """
-    top, left, height, width = torch.tensor(boxes).to(images.device, non_blocking=True).T
+    drawn = torch.tensor(boxes, device="cpu").to(images.device, non_blocking=True)
+    top, left, height, width = drawn.T
     down = _resampling(top, height, size[0], images.shape[2])
     across = _resampling(left, width, size[1], images.shape[3])
     if mirrored is not None:
@@ -74,8 +75,8 @@ def _resampling(start: Tensor, length: Tensor, outputs: int, inputs: int) -> Ten
     Keys' bicubic kernel with a = -1/2, widened where it shrinks, and normalised at the borders of
     the stretch, as torchvision has it.
     """
-    start, length = start.view(-1, 1, 1, 1), length.view(-1, 1, 1, 1)
-    steps = torch.arange(max(outputs, inputs), device=start.device)
+    start, length = (whole.view(-1, 1, 1, 1).float() for whole in (start, length))
+    steps = torch.arange(max(outputs, inputs), dtype=torch.float32, device=start.device)
     scale = length / outputs
     wide = scale.clamp(min=1)
     centre = (steps[:outputs, None] + 0.5) * scale

@@ -80,14 +80,14 @@ def is_random_view(augment: object) -> bool:
 def draw(recipe: Recipe, batch: int, height: int, width: int) -> Draws:
     """Draw a view's parameters for ``batch`` images of ``height`` x ``width`` pixels."""
     jitter = _chosen(recipe.jitter, batch)
-    spread = torch.tensor([recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue])
-    factors = (2 * torch.rand(len(jitter), 4) - 1) * spread + torch.tensor([1.0, 1.0, 1.0, 0.0])
+    spread = _row(recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue)
+    factors = (2 * _random(len(jitter), 4) - 1) * spread + _row(1.0, 1.0, 1.0, 0.0)
     blur = _chosen(recipe.blur, batch)
     return Draws(
         boxes=_draw_boxes(recipe, batch, height, width),
         flip=_chosen(recipe.flip, batch),
         jitter=jitter,
-        jitter_order=torch.rand(len(jitter), 4).argsort(dim=1),
+        jitter_order=_random(len(jitter), 4).argsort(dim=1),
         jitter_factors=factors,
         greyscale=_chosen(recipe.greyscale, batch),
         blur=blur,
@@ -96,13 +96,21 @@ def draw(recipe: Recipe, batch: int, height: int, width: int) -> Draws:
     )
 
 
+def _random(*shape: int) -> Tensor:
+    return torch.rand(shape, dtype=torch.float32, device="cpu")  # whatever the defaults are
+
+
+def _row(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device="cpu")
+
+
 def _chosen(probability: float, batch: int) -> Tensor:
-    return (torch.rand(batch) < probability).nonzero()[:, 0]
+    return (_random(batch) < probability).nonzero()[:, 0]
 
 
 def _uniform(bounds: tuple[float, float], *shape: int) -> Tensor:
     low, high = bounds
-    return low + (high - low) * torch.rand(shape)
+    return low + (high - low) * _random(*shape)
 
 
 def _draw_boxes(
@@ -120,7 +128,7 @@ def _draw_boxes(
     fits = (heights <= height) & (widths <= width)
     first = fits.int().argmax(dim=1, keepdim=True)
     rows = torch.cat([heights.gather(1, first), widths.gather(1, first)], dim=1)
-    corners = torch.rand(batch, 2)
+    corners = _random(batch, 2)
     central = (
         min(height, round(width / low)),
         min(width, round(height * high)),

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 from timing import line, where
+from views import SIZES
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- written by gpu.py -->", "<!-- end of what gpu.py writes -->"
@@ -63,8 +64,10 @@ def pieces(args: argparse.Namespace) -> list[Piece]:
     suite = HERE.parent / "test_cuda.py" if args.tiny else HERE.parent
     tests = ["-m", "pytest", "-q", "-rf", "--no-header", *chosen, str(suite)]
     found = [Piece("tests", "Tests", lambda minutes: tests)]
-    sides = ["--sizes", "32"] if args.tiny else []
-    found.append(script("views", "Two views", "views.py", *sides))
+    sides = [of if isinstance(of, int) else of[0] for of in SIZES[torch.device(args.device).type]]
+    for side in sides[:1] if args.tiny else sides:
+        title = f"Two views of images of {side} pixels"
+        found.append(script(f"views-{side}", title, "views.py", "--sizes", str(side)))
     peers = {"byol_pytorch": ["byol-pytorch", "byol-pytorch, no SEM"]}
     peers["lightly"] = ["lightly", "lightly, no views"]
     entries = ["floor", "byol_wrap", "byol_wrap, halves"]

@@ -128,8 +128,8 @@ def timm_backbone(name: str, **options: Any) -> Backbone:
 def timm_features(net: nn.Module) -> int:
     """What timm calls the size of a model's features before the classifier.
 
-    CrossViT averages two classifiers of two sizes, EfficientViM weighs several: the last one's input
-    is taken.
+    CrossViT averages two classifiers of two sizes, EfficientViM weighs several: the input of the
+    last one is taken.
     """
     if type(net).__name__ == "CrossVit":
         return int(net.embed_dim[-1])

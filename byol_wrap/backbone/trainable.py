@@ -1,0 +1,86 @@
+"""What a net must be to be trained by its own modes, and to be averaged."""
+
+import inspect
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PLAIN = (Tensor, nn.Parameter, nn.UninitializedParameter)
+QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
+
+
+def check_module(net: Any) -> None:
+    """Raise TypeError for what is no net but holds one, or has a ``train`` that is no mode.
+
+    Some libraries hand out an object around a net; its ``train`` may start a training of its own.
+    """
+    if not isinstance(net, nn.Module):
+        inner = _inner(net)
+        hint = "" if inner is None else f"; the net in it is net.{inner}: BYOL(net.{inner})"
+        raise TypeError(f"net should be an nn.Module, got {type(net).__name__}{hint}.")
+    for name, module in net.named_modules():
+        if type(module).train is not nn.Module.train and not _switches(module.train):
+            inner = _inner(module)
+            if inner is not None:
+                path = ".".join(part for part in ("net", name, inner) if part)
+                raise TypeError(
+                    f"{type(module).__name__}.train{inspect.signature(module.train)} is not that "
+                    "of an nn.Module, which sets a mode, and may start a training of its own. Wrap "
+                    f"the net in it: BYOL({path})."
+                )
+
+
+def _inner(holder: Any) -> str | None:
+    """The name of a module among a thing's attributes, the likeliest first."""
+    parts = {**getattr(holder, "__dict__", {}), **getattr(holder, "_modules", {})}
+    names = [name for name, part in parts.items() if isinstance(part, nn.Module)]
+    return min(names, key=lambda name: name != "model", default=None)
+
+
+def _switches(train: Any) -> bool:
+    """Whether a method takes a mode as ``nn.Module.train`` does, and may take more."""
+    parameters = list(inspect.signature(train).parameters.values())
+    variable = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+    return bool(parameters) and (parameters[0].name == "mode" or not (variable or parameters[1:]))
+
+
+def check_not_quantised(net: nn.Module) -> None:
+    """Raise TypeError for weights that can be neither trained nor averaged.
+
+    Whole numbers beside adapters, where something was frozen on purpose, are another thing.
+    """
+    for name, module in net.named_modules():
+        if type(module).__module__.startswith(QUANTISED):
+            raise TypeError(_message(f"Layer {name!r}", type(module).__name__))
+    whole, real, chosen = 0, 0, False
+    for name, parameter in net.named_parameters():
+        if parameter.is_floating_point() or parameter.is_complex():
+            real += parameter.numel()
+            chosen |= not parameter.requires_grad
+            if type(parameter) not in PLAIN and not _can_be_averaged(parameter):
+                raise TypeError(_message(repr(name), type(parameter).__name__))
+        else:
+            whole += parameter.numel()
+    if whole > real and not chosen:
+        found = (n for n, p in net.named_parameters() if not p.is_floating_point())
+        names = ", ".join(map(repr, islice(found, 3)))
+        raise TypeError(_message(names, "whole numbers"))
+
+
+def _can_be_averaged(parameter: nn.Parameter) -> bool:
+    try:
+        with torch.no_grad():
+            value = parameter.detach()
+            torch._foreach_lerp_([value.clone()], [value], 0.5)
+    except Exception:
+        return False
+    return True
+
+
+def _message(what: str, kind: str) -> str:
+    return (
+        f"{what} of the net is quantised ({kind}), and quantised weights are neither trained nor "
+        "averaged: wrap the net as it is before quantisation, and quantise it after training."
+    )

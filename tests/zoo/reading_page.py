@@ -1,0 +1,114 @@
+"""READING.md: counts by library and outcome, and each miss by its name."""
+
+import platform
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import byol_wrap
+
+PAGE = Path(__file__).with_name("READING.md")
+OUTCOMES = ("right", "as good", "told", "silent", "error", "broken")
+Row = dict[str, Any]
+
+
+def outcome(row: Row) -> str:
+    """What the table calls a row's outcome."""
+    if row["outcome"] == "right":
+        return "right"
+    if row["fine"]:
+        return "as good"
+    return "told" if row["outcome"] in ("warned", "refused") else str(row["outcome"])
+
+
+def page(rows: list[Row], before: list[Row] | None = None) -> str:
+    """The page of a run's rows, with the counts of an earlier rule's where they are given."""
+    libraries = list(dict.fromkeys(row["library"] for row in rows))
+    today = datetime.now(UTC).date().isoformat()
+    head = f"byol_wrap {byol_wrap.__version__}, torch {torch.__version__}, timm {version('timm')}, "
+    head += f"transformers {version('transformers')}; {platform.machine()}; {today}; "
+    head += f"{sum(row['seconds'] for row in rows) / 60:.0f} minutes on one thread."
+    lines = [
+        "# Where nets are read",
+        "",
+        "`pip install -e '.[test,zoo]' && pytest -m slow tests/zoo/test_experts.py` writes this",
+        "page, and so does `python tests/zoo/reading.py rows.jsonl`, run again with `--page`. For",
+        "each net `experts/` says which value an expert would read, written down before a rule was",
+        "run. The net is wrapped with its image size alone (clips, series and tables with nothing,",
+        "and fed two views) and takes a step; what the learner reads in training and in eval mode",
+        "is compared, number by number, with a hook on that layer of a copy.",
+        "",
+        "- right: equal in both modes.",
+        "- as good: a warning or an error that names the layers, where it was said beforehand that",
+        "  none of them stands out (dense outputs, losses, equal heads).",
+        "- told: not right, and a warning or an error says so and names the layers.",
+        "- silent: not right, and nothing is said. error: one that does not say what to do.",
+        "",
+        "Held back is a third of the nets, by a hash of their names: who wrote the rule was told",
+        "the misses of the others alone. Where a look into a library's code proved an expectation",
+        "wrong, a commit of its own mends it and says why (`git log --grep 'Expectation mended'`).",
+        "",
+        head,
+        "",
+        table(rows, libraries, before or []),
+        "",
+        *misses(rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def table(rows: list[Row], libraries: list[str], before: list[Row]) -> str:
+    """Counts; the third that was held back from those who wrote the rule, by itself."""
+    shown = [name for name in OUTCOMES if name != "broken" or any(map(is_broken, rows))]
+    lines = [f"| library | nets | {' | '.join(shown)} |", f"|{'---|' * (len(shown) + 2)}"]
+    lines += [
+        counts(name, rows, shown, lambda row, n=name: row["library"] == n) for name in libraries
+    ]
+    lines += [
+        counts("**all**", rows, shown, lambda _: True),
+        counts("**held back**", rows, shown, lambda row: row["held_back"]),
+        counts("**the others**", rows, shown, lambda row: not row["held_back"]),
+    ]
+    if before:
+        lines.append(counts("all, by the rule before", before, shown, lambda _: True))
+    return "\n".join(lines)
+
+
+def is_broken(row: Row) -> bool:
+    """Whether the catalogue is at fault."""
+    return bool(row["outcome"] == "broken")
+
+
+def counts(name: str, rows: list[Row], shown: list[str], of: Callable[[Row], bool]) -> str:
+    """One line of the table."""
+    found = Counter(outcome(row) for row in rows if of(row))
+    return f"| {name} | {found.total()} | {' | '.join(str(found[each]) for each in shown)} |"
+
+
+def misses(rows: list[Row]) -> list[str]:
+    """What was not read rightly, and what was read or said."""
+    lines = []
+    for kind in OUTCOMES[2:]:
+        found = [row for row in rows if outcome(row) == kind]
+        if found:
+            lines += [f"## {kind}", "", "| library | net | read, or the error |", "|---|---|---|"]
+            lines += [f"| {row['library']} | {row['net']} | {said(row)} |" for row in found]
+            lines.append("")
+    return lines[:-1]
+
+
+def said(row: Row) -> str:
+    """What was read, or the beginning of an error's words."""
+    if "error" in row:
+        words = " ".join(row["error"].split()).replace("|", "/")
+        return words if len(words) < 160 else f"{words[:157]}..."
+    layer, pool, size = row["read"].rsplit(" ", 2)
+    where = layer[:-1] or "the net"
+    wrong = f"; wrong in {' and '.join(row['wrong'])}" if len(row["wrong"]) == 1 else ""
+    side = "input" if layer.endswith("<") else "output"
+    return f"{side} of `{where}`, {pool}, {size} numbers{wrong}"
