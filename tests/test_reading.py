@@ -471,6 +471,15 @@ DENSE: dict[str, tuple[Callable[[], nn.Module], Oracle]] = {
         ),
         ("encoder", "output", mean),
     ),
+    "key points, by the places of the largest scores": (
+        lambda: Function(
+            lambda net, x: net.scores(net.decoder(net.encoder(x))).flatten(2).topk(3)[0],
+            encoder=nn.Sequential(encoder(), block(16, 24)),
+            decoder=nn.Sequential(nn.ConvTranspose2d(24, 16, 4, 4), nn.ReLU()),
+            scores=nn.Conv2d(16, 4, 1),
+        ),
+        ("encoder", "output", mean),
+    ),
     "scores refined in stages": (
         lambda: Function(
             lambda net, x: (
