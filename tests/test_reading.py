@@ -120,6 +120,16 @@ CONVOLUTIONS: dict[str, tuple[Callable[[], nn.Module], Oracle]] = {
         lambda: nn.Sequential(encoder(), nn.Conv2d(16, 4, 8), nn.Flatten()),
         ("1", "input", mean),
     ),
+    "no bias, as a backbone's": (
+        lambda: nn.Sequential(
+            encoder(),
+            nn.Conv2d(16, 20, 1, bias=False),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        ),
+        ("4", "output", same),
+    ),
     "a norm, as in MobileNet's features": (
         by_convolution(nn.BatchNorm2d(20), nn.ReLU()),
         ("5", "output", same),
@@ -135,7 +145,7 @@ def test_a_convolution_that_classifies_is_passed(name: str) -> None:
 
 def test_heads_of_several_layers_share_their_trunk() -> None:
     def head() -> nn.Module:
-        return nn.Sequential(nn.Linear(12, 2), nn.ReLU(), nn.Linear(2, 3))
+        return nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 3))
 
     net = with_fc(lambda net, x: (lambda f: (net.one(f), net.two(f)))(net.body(x)),
                   one=head(), two=head())  # fmt: skip
@@ -146,6 +156,14 @@ def test_heads_of_several_layers_share_their_trunk() -> None:
 def test_a_head_that_narrows_in_several_layers_is_passed_whole(hidden: int, oracle: Any) -> None:
     head = nn.Sequential(nn.Linear(12, hidden), nn.ReLU(), nn.Linear(hidden, 3))
     check(with_fc(lambda net, x: net.fc(net.body(x)), fc=head), IMAGE, (*oracle, same))
+
+
+def test_what_a_flattened_map_is_narrowed_to_is_no_narrow_head() -> None:
+    """As in AlexNet: 16 channels, folded to 1024 numbers with dropout, and then 20."""
+    head = [nn.Flatten(), nn.Dropout(), nn.Linear(1024, 20), nn.ReLU(), nn.Linear(20, 3)]
+    found = wrap(nn.Sequential(encoder(), *head)).representation
+    assert found is not None
+    assert (found.layer, found.side, found.size) == ("5", "input", 20)
 
 
 def test_scores_that_are_folded_are_scores() -> None:
@@ -333,6 +351,11 @@ def test_extra_levels_behind_the_backbone_are_not_its_deepest() -> None:
     check(net, IMAGE, ("body.c", "output", mean))
 
 
+def test_a_pooling_that_closes_a_stage_is_a_level_of_its_own() -> None:
+    net = Stages(lambda a, b, c: [a, b, c, F.max_pool2d(c, 2)])
+    check(net, IMAGE, ("c", "output", lambda x: mean(F.max_pool2d(x, 2))))
+
+
 @pytest.mark.parametrize(
     "pack",
     [
@@ -445,6 +468,15 @@ DENSE: dict[str, tuple[Callable[[], nn.Module], Oracle]] = {
             lambda net, x: F.pixel_shuffle(net.decoder(net.encoder(x)), 4),
             encoder=encoder(),
             decoder=nn.Conv2d(16, 48, 1),
+        ),
+        ("encoder", "output", mean),
+    ),
+    "key points, by the places of the largest scores": (
+        lambda: Function(
+            lambda net, x: net.scores(net.decoder(net.encoder(x))).flatten(2).topk(3)[0],
+            encoder=nn.Sequential(encoder(), block(16, 24)),
+            decoder=nn.Sequential(nn.ConvTranspose2d(24, 16, 4, 4), nn.ReLU()),
+            scores=nn.Conv2d(16, 4, 1),
         ),
         ("encoder", "output", mean),
     ),

@@ -20,6 +20,7 @@ class _Step:
     place: Edge
     positions: int
     new: int  # how many numbers of the net come in with it
+    are_scores: bool  # of places, by a classifier
 
 
 def find_bottleneck(
@@ -87,18 +88,17 @@ def _steps(
             and len(v.tensor) == record.batch
             and v.tensor.ndim > 1
         ]
-        given = [
-            (count, v)
-            for count, v in given
-            if (v.tensor.ndim == 2 if count == 1 else not _are_scores(record, v))
-        ]
+        given = [(count, v) for count, v in given if count > 1 or v.tensor.ndim == 2]
         if not given or record.times[call.name] > 1:
             continue
         least = min(count for count, _ in given)
         value = [v for count, v in given if count == least][-1]
         bits = record.graph.bits(value.place)
         assert value.place is not None
-        steps.append(_Step(value, value.place, least, record.graph.size(bits & ~seen, sizes)))
+        new = record.graph.size(bits & ~seen, sizes)
+        steps.append(
+            _Step(value, value.place, least, new, least > 1 and _are_scores(record, value))
+        )
         seen |= bits
     return steps
 
@@ -125,7 +125,8 @@ def _narrow(steps: list[_Step], end: int, output: Edge) -> list[_Step]:
     else:
         if not before or end <= RISE * min(step.positions for step in before):
             return []
-    least_positions = min(step.positions for step in before)
+    before = [step for step in before if not step.are_scores]
+    least_positions = min((step.positions for step in before), default=0)
     return [step for step in before if step.positions == least_positions]
 
 

@@ -216,7 +216,7 @@ def tokens_in_front(place: Edge, count: int) -> tuple[int, int]:
             return joined
         along = dims(node)[:1]
         if kind(node) == "Cat" and along and shape_of(node)[along[0]] == tokens:
-            front = [p for p in node.next_functions if _tokens(p, along[0]) != 0]
+            front = node.next_functions
             size = _tokens(front[0], along[0])
             if len(front) > 1 and size <= MOST_TOKENS_IN_FRONT:
                 learned = itertools.takewhile(lambda p: _is_learned(p[0]), front)

@@ -69,7 +69,8 @@ class Measure:
 
 def width(place: Edge) -> int:
     """The channels of a value, or those of the map that it is, flattened."""
-    while kind(place[0]) in VIEWS and len(shape_of(*place)) == 2 and parents(place[0]):
+    through = (*VIEWS, "Mul", "NativeDropout")
+    while kind(place[0]) in through and len(shape_of(*place)) == 2 and parents(place[0]):
         place = parents(place[0])[0]
     shape, dim = shape_of(*place), channel_dim(place)
     return shape[(1 if len(shape) > 3 else -1) if dim is None else dim]
@@ -84,24 +85,30 @@ def is_pyramid(measure: Measure, outputs: Sequence[Value]) -> bool:
 def without_extras(measure: Measure, outputs: Sequence[Value]) -> list[Value]:
     """Outputs but for the extra levels of a pyramid: coarser, and with hardly any parameters.
 
-    Each is made from another level, as a detector's last are.
+    Each is made from another level, as a detector's last are. A pooling that closes a stage of a
+    backbone is none, but one that only takes every other pixel is.
     """
     graph, seen, new = measure.record.graph, 0, {}
     maps = [value for value in outputs if value.tensor.ndim > 2]
-    for value in sorted(maps, key=lambda v: measure.mass(v.place)):
+    maps = sorted(maps, key=lambda v: (measure.mass(v.place), -measure.positions(v)))
+    for value in maps:
         bits = graph.bits(value.place)
         new[id(value)], seen = graph.size(bits & ~seen, measure.sizes), seen | bits
     few = EXTRA * max(new.values(), default=0)
-    return [
-        value
-        for value in outputs
-        if new.get(id(value), few) >= few or not _is_made_from_a_finer(measure, value, maps)
-    ]
+    extra: set[int] = set()
+    for i, value in enumerate(maps):
+        behind = ancestors(value.place) if value.place else set()
+        finer = [v for v in maps[:i] if measure.positions(v) > measure.positions(value)]
+        made_from = [v for v in finer if v.place and v.place[0] in behind]
+        brings = new[id(value)]
+        closes = not brings and not _is_subsampled(value)
+        if made_from and brings < few and (not closes or id(made_from[-1]) in extra):
+            extra.add(id(value))
+    return [value for value in outputs if id(value) not in extra]
 
 
-def _is_made_from_a_finer(measure: Measure, value: Value, maps: Sequence[Value]) -> bool:
-    behind = ancestors(value.place) if value.place else set()
-    return any(
-        v.place and v.place[0] in behind and measure.positions(v) > measure.positions(value)
-        for v in maps
-    )
+def _is_subsampled(value: Value) -> bool:
+    """Whether it is every other pixel of a map: a pooling of single pixels."""
+    node = value.place[0] if value.place else None
+    kernel = getattr(node, "_saved_kernel_size", (2,))
+    return all(size == 1 for size in kernel)

@@ -113,7 +113,7 @@ _one_at_a_time: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionar
 def _capture(net: nn.Module, tap: Representation, x: Tensor) -> Tensor | None:
     layer = net.get_submodule(tap.layer)
     if is_recorded():
-        return _run_to_the_end(net, layer, tap.side, x)
+        return _run_to_the_end(net, layer, tap, x)
     with _one_at_a_time.setdefault(net, threading.RLock()):
         handle = (
             layer.register_forward_pre_hook(_stop_at_input, with_kwargs=True)
@@ -126,7 +126,9 @@ def _capture(net: nn.Module, tap: Representation, x: Tensor) -> Tensor | None:
             handle.remove()
 
 
-def _run_to_the_end(net: nn.Module, layer: nn.Module, side: str, x: Tensor) -> Tensor | None:
+def _run_to_the_end(
+    net: nn.Module, layer: nn.Module, tap: Representation, x: Tensor
+) -> Tensor | None:
     """The same for a record, which loses track of a module that is left early.
 
     What lies behind the layer leads nowhere, and an exporter drops it.
@@ -134,12 +136,12 @@ def _run_to_the_end(net: nn.Module, layer: nn.Module, side: str, x: Tensor) -> T
     values: list[Tensor | None] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Any = None) -> None:
-        value = (*args, *kwargs.values()) if side == "input" else output
-        values.append(main_tensor(value))
+        given = (*args, *kwargs.values())
+        values.append(main_tensor(given) if tap.side == "input" else take(tap.part, output))
 
     handle = (
         layer.register_forward_pre_hook(note, with_kwargs=True)
-        if side == "input"
+        if tap.side == "input"
         else layer.register_forward_hook(note, with_kwargs=True)
     )
     try:
