@@ -1,4 +1,4 @@
-"""README's programs run, from top to bottom, and its commands are those of the check."""
+"""The programs of both READMEs run from top to bottom; the commands are those of the check."""
 
 import re
 from pathlib import Path
@@ -9,10 +9,11 @@ from torchvision.transforms.functional import to_pil_image
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+EXAMPLES = (ROOT / "examples" / "README.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 @pytest.mark.filterwarnings("ignore:Importing from timm")
@@ -24,12 +25,22 @@ def test_every_python_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         image = to_pil_image(torch.rand(3, 120, 100 + k))
         image.save(photos / f"{k}.JPG")
         image.save(photos.parent / f"{k}.png")
-    programs = blocks("python")
-    assert len(programs) >= 8
-    namespace: dict[str, object] = {}
-    for number, program in enumerate(programs):
-        exec(compile(program, f"README block {number}", "exec"), namespace)
+    for name, text, fewest in (("README", README, 3), ("examples/README", EXAMPLES, 8)):
+        programs = blocks("python", text)
+        assert len(programs) >= fewest
+        namespace: dict[str, object] = {}
+        for number, program in enumerate(programs):
+            exec(compile(program, f"{name} block {number}", "exec"), namespace)
     assert (tmp_path / "improved.pt").exists()
+
+
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 200
+
+
+def test_every_example_has_its_line() -> None:
+    scripts = {path.name for path in (ROOT / "examples").glob("*.py")} - {"digits.py"}
+    assert set(re.findall(r"^\| \[(\w+\.py)\]", EXAMPLES, flags=re.MULTILINE)) == scripts
 
 
 def test_what_readme_prints_is_what_is_printed() -> None:
