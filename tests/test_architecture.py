@@ -19,9 +19,9 @@ ALLOWED = {
     "attachment": set(),
     "target": {"backbone"},
     "pace": set(),
-    "wrapper": {"backbone", "guard", "target", "views"},
-    "following": {"attachment", "guard", "pace", "wrapper"},
-    "learner": {"backbone", "evaluation", "following", "guard", "views"},
+    "networks": {"backbone", "guard", "target", "views"},
+    "moving_average": {"attachment", "guard", "networks", "pace"},
+    "learner": {"backbone", "evaluation", "guard", "moving_average", "views"},
     "methods": {"learner", "views"},
     "__init__": {"backbone", "evaluation", "learner", "methods", "pace", "training", "views"},
 }

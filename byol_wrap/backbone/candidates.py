@@ -8,8 +8,8 @@ from torch import Tensor
 from byol_wrap.backbone.choosing import Chooser, Tap
 from byol_wrap.backbone.finding import Found
 from byol_wrap.backbone.graph import Edge
-from byol_wrap.backbone.reading import Representation, main_tensor, pooled
 from byol_wrap.backbone.recording import Record, Side, Value
+from byol_wrap.backbone.representation import Representation, main_tensor, pooled
 
 FEW = 8  # numbers that hardly tell one image from another
 MUCH = 0.5  # of the parameters that could be trained

@@ -14,8 +14,8 @@ from byol_wrap.backbone.graph import (
     parents,
 )
 from byol_wrap.backbone.measuring import VIEWS, Measure, is_pyramid, width, without_extras
-from byol_wrap.backbone.reading import MAIN_FIELDS, Part, Representation, main_tensor, take
 from byol_wrap.backbone.recording import Call, Record, Side, Value
+from byol_wrap.backbone.representation import MAIN_FIELDS, Part, Representation, main_tensor, take
 
 SHARED_TRUNK = 0.75  # of what the largest of several heads reads: they are tasks, not depths
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from byol_wrap.backbone.modes import eval_mode
-from byol_wrap.backbone.reading import Representation
+from byol_wrap.backbone.representation import Representation
 from byol_wrap.backbone.trainable import check_module, check_not_quantised
 
 

@@ -11,8 +11,8 @@ from byol_wrap.backbone.copying import copy_net, dependence, on_host, undisturbe
 from byol_wrap.backbone.encoder import as_input
 from byol_wrap.backbone.finding import Found, at, find_representation, held_behind
 from byol_wrap.backbone.graph import ancestors
-from byol_wrap.backbone.reading import Pool, Representation
 from byol_wrap.backbone.recording import Record, record
+from byol_wrap.backbone.representation import Pool, Representation
 
 
 @dataclass(frozen=True)

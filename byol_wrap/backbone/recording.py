@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from byol_wrap.backbone.graph import Edge, Graph, edge
-from byol_wrap.backbone.reading import Part, main_tensor
+from byol_wrap.backbone.representation import Part, main_tensor
 
 Side = Literal["input", "output"]
 

@@ -118,7 +118,7 @@ class Training:
 GENTLE = (0.7, 1.0)  # crop area
 CONTRASTED = replace(SIMCLR_VIEW, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
 
-# For a few epochs. BYOL's is README's recipe for short runs: gentle crops, a target that follows
+# For a few epochs. BYOL's is the one of examples/README.md: gentle crops, a target that follows
 # fast, small batches.
 SHORT = {
     "BYOL": Training(

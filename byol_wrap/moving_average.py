@@ -11,8 +11,8 @@ from torch.utils.hooks import RemovableHandle
 from byol_wrap.attachment import Attachment, check_trains, innermost
 from byol_wrap.guard.checkpoint import FED
 from byol_wrap.guard.inputs import check_not_captured
+from byol_wrap.networks import Wrapper
 from byol_wrap.pace import Pace
-from byol_wrap.wrapper import Wrapper
 
 
 class Following(Wrapper):

@@ -11,9 +11,9 @@ from byol_wrap.backbone.encoder import Encoder, check_net, float_parameter, move
 from byol_wrap.backbone.finding import check_pool, layer_name
 from byol_wrap.backbone.modes import eval_mode, is_recorded, outside_graph
 from byol_wrap.backbone.probing import probe
-from byol_wrap.backbone.reading import Pool, Representation
+from byol_wrap.backbone.representation import Pool, Representation
 from byol_wrap.guard.checkpoint import Checkpointed
-from byol_wrap.guard.gate import Gate
+from byol_wrap.guard.contract import Gate
 from byol_wrap.guard.inputs import (
     check_channels,
     check_known,
