@@ -169,7 +169,8 @@ class Following(Wrapper):
         if self._pace is not None:
             self._pace.mend(self._kept_count())
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + FED] = self.fed
+        if self._gate.was_fed_views:  # images are what a state without a word is of
+            destination[prefix + FED] = self.fed
 
 
 def _without_graph(module: nn.Module) -> dict[int, Tensor]:

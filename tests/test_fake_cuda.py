@@ -98,8 +98,8 @@ def test_two_views_of_256_images(side: int, milliseconds: float, dtype: torch.dt
 
 
 @pytest.mark.parametrize("kind", ["one channel", "no kernels", "a list", "a list, no kernels"])
-def test_other_views_wait_for_nothing_either(monkeypatch: Any, kind: str) -> None:
-    with FakeCuda() as cuda:
+def test_other_views_wait_for_nothing_either(kind: str) -> None:
+    with FakeCuda() as cuda, pytest.MonkeyPatch.context() as monkeypatch:  # which is undone first
         channels = 1 if kind == "one channel" else 3
         pipeline = Views(None, None, (64, 64), normalization(None, None, channels))
         if "no kernels" in kind:

@@ -120,6 +120,11 @@ class Gate:
         kind, floats = next(reversed(self._known().items()), (None, True))
         return 0 if kind is None else 1 if kind == "images" else 2 if floats else 3
 
+    @property
+    def was_fed_views(self) -> bool:
+        """Whether training was last on two views as they are."""
+        return self.code > 1
+
     def remember(self, code: int) -> None:
         """Take over what a checkpoint says."""
         kinds = {1: {"images": True}, 2: {"views": True}, 3: {"views": False}}

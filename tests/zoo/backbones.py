@@ -335,7 +335,7 @@ def awkward_zoo() -> list[Backbone]:
             32,
             refused=(TypeError, "torch.compile(BYOL(net))"),
         ),
-        Backbone("quantized", quantized, 32, refused=(ValueError, "no parameter to train")),
+        Backbone("quantized", quantized, 32, refused=(TypeError, "wrap the net as it is before")),
         Backbone("LoRA (peft) on a ViT", lora, 64, lambda _: 32),
     ]
 
