@@ -209,7 +209,8 @@ class Learner(Following):
         Returns:
             "std_ratio": spread of the representations of the first view; falls towards 0 in a
             collapse. "rank": their effective rank (RankMe), at most min(B, D).
-            "projection_std_ratio", "projection_rank": the same of the projections.
+            "projection_std_ratio", "projection_rank": the same of the projections; where these come
+            out of BatchNorm, as with SimSiam and SimCLR, the ratio stays near 1 and the rank tells.
             "alignment": squared distance in [0, 4] between the representations of two views of an
             image. "uniformity": in [-8, 0], the lower the more evenly images are spread. With a
             target, "target_distance": of its parameters from the online network's, relative;

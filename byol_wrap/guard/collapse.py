@@ -10,7 +10,9 @@ from torch.optim import Optimizer
 
 from byol_wrap.evaluation.health import Outputs, std_ratio
 
-COLLAPSED = 0.1  # a std ratio below it is that of features which hardly tell images apart
+# A std ratio below it is that of features which hardly tell images apart. Measured for each method:
+# "Collapse, by method" in tests/benchmarks/RESULTS.md.
+COLLAPSED = 0.1
 LOOK_EVERY = 20  # training steps between two looks at the std ratio
 LOOKS = 10  # so many collapsed looks in a row are worth a warning
 
