@@ -5,10 +5,9 @@
     torchrun --nproc-per-node 8 pretrain.py --data photos.tar --backbone torchvision/resnet50
 
 ``--data`` is a folder, a zip, a tar, or a folder of those (a WebDataset); archives are read where
-they lie. Broken files are skipped, named and counted. ``--output`` gets the log and checkpoints,
-with the backbone as safetensors. Where folders give labels, a part is held out: nearest neighbours
-tell each epoch how good the features are, and a verdict at the end what training was worth. On one
-kind of device, a run that goes on comes out bit for bit as if it had not stopped.
+they lie. Broken files are skipped, named and counted. ``--output`` gets log, checkpoints and the
+backbone. Where folders give labels, a part is held out: nearest neighbours tell each epoch how good
+features are, and a verdict what training was worth. A run that goes on comes out bit for bit.
 
 Needs ``pip install "byol_wrap[pretrain]"``.
 """
@@ -244,6 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     fabric = Fabric(accelerator=args.accelerator, strategy=strategy, **options)
     fabric.launch()
     Run(fabric, args).go()
+    fabric.print(f"The backbone: {args.output}/step-*/backbone.safetensors, the last one")
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ class Listing:
     def fingerprint(self) -> str:
         """The same for the same places: names, and where in which archive."""
         sums = (zlib.crc32(part.numpy().tobytes()) for part in (self._names, self._places))
-        return "-".join([str(len(self)), *(f"{number:08x}" for number in sums)])
+        return f"{len(self)} images, {'-'.join(f'{number:08x}' for number in sums)}"
 
     def _leave_out(self, name: bytes, why: str) -> None:
         self.others += 1

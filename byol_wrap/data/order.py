@@ -43,8 +43,8 @@ class BatchOrder(Sampler[list[int]]):
         if not 1 <= batches <= most:
             raise ValueError(
                 f"{len(indices)} images make {most} batches of {batch_size} in {self.processes} "
-                f"process(es), but {batches} are wanted an epoch, and at least 1 is needed: give "
-                "smaller batches."
+                f"process(es), but {batches} are wanted an epoch, and at least 1 is needed: give a "
+                "smaller batch_size."
             )
         self.indices, self.batch_size, self.batches = indices, batch_size, batches
         self.total, self.first, self.seed = batches * epochs, first, seed
