@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from byol_wrap.backbone.listing import representation_candidates
+from byol_wrap.ema import cosine_ema_decay
 from byol_wrap.evaluation import extract_features, knn_accuracy, linear_probe, linear_probe_sgd
 from byol_wrap.learner import Learner
 from byol_wrap.methods.byol import BYOL
@@ -10,7 +11,6 @@ from byol_wrap.methods.losses import byol_loss, moco_loss, nt_xent_loss, simsiam
 from byol_wrap.methods.moco import MoCo
 from byol_wrap.methods.simclr import SimCLR
 from byol_wrap.methods.simsiam import SimSiam
-from byol_wrap.pace import cosine_ema_decay
 from byol_wrap.training.optim import LARS, cosine_schedule, param_groups, warmup_cosine
 from byol_wrap.training.presets import PRESETS, SIBLING_PRESETS
 from byol_wrap.views import (

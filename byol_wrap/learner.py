@@ -11,7 +11,7 @@ from byol_wrap.backbone.representation import Pool
 from byol_wrap.evaluation.health import figures, relative_distance
 from byol_wrap.guard.collapse import Run
 from byol_wrap.guard.parallel import check_gradients_come
-from byol_wrap.moving_average import Following
+from byol_wrap.updates import Following
 from byol_wrap.views import VIEW1, VIEW2, Augment, Images, Recipe
 
 __all__ = ["Learner", "Pool"]

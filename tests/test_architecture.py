@@ -17,13 +17,13 @@ ALLOWED = {
     "evaluation": {"backbone", "data"},
     "guard": {"evaluation"},
     "attachment": set(),
-    "target": {"backbone"},
-    "pace": set(),
+    "target": {"backbone", "ema"},
+    "ema": set(),
     "networks": {"backbone", "guard", "target", "views"},
-    "moving_average": {"attachment", "guard", "networks", "pace"},
-    "learner": {"backbone", "evaluation", "guard", "moving_average", "views"},
+    "updates": {"attachment", "ema", "guard", "networks"},
+    "learner": {"backbone", "evaluation", "guard", "updates", "views"},
     "methods": {"learner", "views"},
-    "__init__": {"backbone", "evaluation", "learner", "methods", "pace", "training", "views"},
+    "__init__": {"backbone", "evaluation", "learner", "ema", "methods", "training", "views"},
 }
 
 

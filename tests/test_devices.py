@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from byol_wrap import BYOL, Learner
 from byol_wrap.backbone import encoder
+from byol_wrap.ema import Pace, cosine_ema_decay, update_average
 from byol_wrap.evaluation.features import extract_features
 from byol_wrap.evaluation.health import Outputs, figures
 from byol_wrap.guard.contract import Gate
 from byol_wrap.methods.processes import same_permutation
-from byol_wrap.pace import Pace, cosine_ema_decay
-from byol_wrap.target import update_average
 
 CHECKED = 10  # batches of floats that are read
 

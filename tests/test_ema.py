@@ -14,11 +14,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from byol_wrap.attachment import is_active, on_step
-from byol_wrap.pace import cosine_ema_decay
-from byol_wrap.target import (
-    at_least_float32,
-    update_average,
-)
+from byol_wrap.ema import cosine_ema_decay, update_average
+from byol_wrap.target import at_least_float32
 
 # The schedule
 

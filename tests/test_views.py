@@ -26,6 +26,7 @@ from byol_wrap.views import (
     apply,
     applying,
     as_unit_float,
+    cropping,
     draw,
     normalization,
     pixels,
@@ -97,11 +98,11 @@ def torchvision_view(draws, batch, size):
 
 
 def crop_one_by_one(batch, boxes, size, flip):
-    views = [pixels.crop_one(x, box, size) for x, box in zip(batch, boxes.tolist(), strict=True)]
+    views = [cropping.crop_one(x, box, size) for x, box in zip(batch, boxes.tolist(), strict=True)]
     return torch.stack([x.flip(-1) if f else x for x, f in zip(views, flip, strict=True)])
 
 
-@pytest.mark.parametrize("crop", [crop_one_by_one, pixels.crop])
+@pytest.mark.parametrize("crop", [crop_one_by_one, cropping.crop])
 @pytest.mark.parametrize("size", [(16, 16), (24, 80), (96, 64)])
 def test_crop_equals_torchvision(crop, size):
     batch = images(5)
@@ -117,7 +118,7 @@ def test_crop_equals_torchvision(crop, size):
     assert out.max() == 1
 
 
-@pytest.mark.parametrize("crop", [crop_one_by_one, pixels.crop])
+@pytest.mark.parametrize("crop", [crop_one_by_one, cropping.crop])
 def test_crop_is_antialiased(crop):
     noise = 0.5 + 0.1 * torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     out = crop(noise, torch.tensor([[0, 0, 96, 96]]), (32, 32), for_some(1))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from byol_wrap.views import pixels
+from byol_wrap.views import cropping, pixels
 from byol_wrap.views.draws import Draws, draw
 from byol_wrap.views.packing import send
 from byol_wrap.views.recipes import Recipe
@@ -97,7 +97,7 @@ def _one_by_one(draws: Draws, images: Images, size: tuple[int, int]) -> Tensor:
     rows = zip(*(column.tolist() for column in vars(draws).values()), strict=True)
     for image, row, view in zip(images, rows, out, strict=True):
         box, flip, jitter, order, factors, greyscale, blur, sigma, solarize = row
-        x = pixels.crop_one(image, box, size)[None]
+        x = cropping.crop_one(image, box, size)[None]
         if flip:
             x = x.flip(-1)
         if jitter:
@@ -126,15 +126,15 @@ def _at_once(draws: Draws, images: Images, size: tuple[int, int]) -> Tensor:
 def _cropped(images: Images, boxes: Tensor, size: tuple[int, int], flip: Tensor) -> Tensor:
     on_host = boxes.device.type == "cpu"
     if isinstance(images, Tensor) and not (on_host and max(*images.shape[2:], *size) > SMALL):
-        return pixels.crop(pixels.as_unit_float(images), boxes, size, flip)
+        return cropping.crop(pixels.as_unit_float(images), boxes, size, flip)
     out, turned = _empty(images, size), flip.tolist() if on_host else []
     for i, (image, view) in enumerate(zip(images, out, strict=True)):
         if on_host:
-            cut = pixels.crop_one(image, boxes[i].tolist(), size)
+            cut = cropping.crop_one(image, boxes[i].tolist(), size)
             view.copy_(cut.flip(-1) if turned[i] else cut)
         else:
             whole = pixels.as_unit_float(image[None])
-            view.copy_(pixels.crop(whole, boxes[i : i + 1], size, flip[i : i + 1])[0])
+            view.copy_(cropping.crop(whole, boxes[i : i + 1], size, flip[i : i + 1])[0])
     return out
 
 

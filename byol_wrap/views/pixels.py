@@ -1,12 +1,11 @@
 """The steps of a view on pixels: batches (B, C, H, W) of floats in [0, 1], a parameter an image.
 
 Each gives what torchvision's function of the same name gives for one image and its parameter: a
-number for all images, or a tensor with one for each. Colour steps have no branches. Crop and blur
-come in two forms: of one image, and of a batch.
+number for all images, or a tensor with one for each. Colour steps have no branches. The blur comes
+in two forms: of one image, and of a batch.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,60 +17,6 @@ SMALLEST_WEIGHT = 1e-8  # of a pixel in a blur, beside 1 in the middle; less is 
 def as_unit_float(images: Tensor) -> Tensor:
     """Images as float32 in [0, 1]: uint8 is divided by 255, floats are taken as they are."""
     return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
-
-
-def crop_one(image: Tensor, box: Sequence[int], size: tuple[int, int]) -> Tensor:
-    """Cut a box (top, left, height, width) out of an image (C, H, W), and resize it to ``size``.
-
-    Bicubic with antialiasing, clipped to [0, 1]; equal to torchvision's ``resized_crop``. Bytes are
-    cropped before they become floats.
-    """
-    top, left, height, width = box
-    cut = as_unit_float(image[None, :, top : top + height, left : left + width])
-    return F.interpolate(cut, size, mode="bicubic", antialias=True).clamp_(0, 1)[0]
-
-
-def crop(images: Tensor, boxes: Tensor, size: tuple[int, int], flip: Tensor) -> Tensor:
-    """The same for a batch: two products with matrices of resampling weights.
-
-    More arithmetic, but no launch for each image: for accelerators, and for small images. Where
-    TF32 is allowed, pixels are exact to three digits.
-
-    Args:
-        images: (B, C, H, W), floats.
-        boxes: (B, 4) integers on the images' device.
-        size: (height, width) of what comes out.
-        flip: (B,), which images are mirrored left and right in passing.
-    """
-    top, left, height, width = boxes.float().T
-    down = _resampling(top, height, size[0], images.shape[2])
-    across = _resampling(left, width, size[1], images.shape[3], flip)
-    return (down @ (images @ across.mT)).clamp_(0, 1)
-
-
-def _resampling(
-    start: Tensor, length: Tensor, outputs: int, inputs: int, mirrored: Tensor | None = None
-) -> Tensor:
-    """Weights (B, 1, outputs, inputs) that resize a stretch of pixels in each of B images.
-
-    Keys' bicubic kernel with a = -1/2, widened where it shrinks, and normalised at the borders of
-    the stretch, as torchvision has it.
-    """
-    start, length = start.view(-1, 1, 1, 1), length.view(-1, 1, 1, 1)
-    steps = torch.arange(max(outputs, inputs), dtype=torch.float32, device=start.device)
-    scale = length / outputs
-    wide = scale.clamp(min=1)
-    place = steps[:outputs, None]
-    if mirrored is not None:
-        place = torch.where(mirrored.view(-1, 1, 1, 1), outputs - 1 - place, place)
-    centre = (place + 0.5) * scale
-    pixel = steps[:inputs] - start
-    distance = ((pixel + 0.5 - centre) / wide).abs_()
-    near = (1.5 * distance - 2.5) * distance.square() + 1
-    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
-    inside = (pixel >= 0) & (pixel < length) & (distance < 2)
-    weights = torch.where(distance < 1, near, far).mul_(inside)
-    return weights.div_(weights.sum(-1, keepdim=True))
 
 
 Factors = Tensor | float

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from kornia.color import hsv_to_rgb, rgb_to_hsv
 from torch import Tensor, nn
 
-from byol_wrap.views import pixels
+from byol_wrap.views import cropping, pixels
 
 
 class TargetDrawnAnew(entries.ByolWrap):
@@ -66,7 +66,7 @@ class PlainCrop(entries.ByolWrap):
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
         """The same boxes, resized in another way."""
-        with patch.object(pixels, "crop", crop):
+        with patch.object(cropping, "crop", crop):
             return super().step(images, labels)
 
 

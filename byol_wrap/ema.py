@@ -1,13 +1,58 @@
-"""The target's pace: tau, constant or along a cosine, and how many updates there were."""
+"""The exponential moving average: its step, its decay tau, and how many updates there were."""
 
 import copy
 import math
 import weakref
+from collections.abc import Collection
 from operator import index as as_index
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+
+@torch.no_grad()
+def update_average(
+    average: nn.Module, online: nn.Module, decay: float | Tensor, *, leave: Collection[str] = ()
+) -> None:
+    """Move every parameter of ``average`` towards its twin in ``online``, in one foreach call.
+
+    ``average <- average + (1 - decay) (online - average)``, in the dtype of ``average``; equal
+    values stay bit for bit equal. Buffers are left alone: the target has BatchNorm statistics of
+    its own. Parameters that have no size yet, and integer ones, are left out.
+
+    Args:
+        average: the module that is moved. Parameters that it lets be empty are left out.
+        online: a module of the same structure.
+        decay: tau, in [0, 1]; 1 changes nothing, 0 copies. A scalar on the device is not read.
+        leave: names of parameters of ``average`` that stay as they are.
+
+    Raises:
+        RuntimeError: the two no longer have the same parameters.
+    """
+    targets = [(name, p) for name, p in average.named_parameters() if _is_averaged(p)]
+    sources = [p for p in online.parameters() if _is_averaged(p)]
+    together = zip(targets, sources, strict=False)
+    pairs = [(t, s) for (name, t), s in together if t.numel() and name not in leave]
+    if len(targets) != len(sources) or any(t.shape != s.shape for t, s in pairs):
+        raise RuntimeError(
+            "The online network no longer has the parameters it was wrapped with: it has "
+            f"{len(sources)}, its target {len(targets)}, or their shapes differ. Change a backbone "
+            "before wrapping it, and wrap it anew after a change."
+        )
+    like: list[Tensor] = [s if s.dtype == t.dtype else s.to(t.dtype) for t, s in pairs]
+    to: list[Tensor] = [t for t, _ in pairs]
+    if isinstance(decay, Tensor) and all(t.device == decay.device for t in to):
+        steps = torch._foreach_sub(like, to)
+        torch._foreach_mul_(steps, (1 - decay).to(steps[0].dtype))
+        torch._foreach_add_(to, steps)
+    else:
+        torch._foreach_lerp_(to, like, 1 - float(decay))
+
+
+def _is_averaged(parameter: nn.Parameter) -> bool:
+    return not is_lazy(parameter) and (parameter.is_floating_point() or parameter.is_complex())
 
 
 class Pace:

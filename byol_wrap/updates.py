@@ -9,10 +9,10 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from byol_wrap.attachment import Attachment, check_trains, innermost
+from byol_wrap.ema import Pace
 from byol_wrap.guard.checkpoint import FED
 from byol_wrap.guard.inputs import check_not_captured
 from byol_wrap.networks import Wrapper
-from byol_wrap.pace import Pace
 
 
 class Following(Wrapper):
