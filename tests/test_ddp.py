@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from leaving import leave
 from methods import METHODS, make
 from nets import conv_net
 from torch import Tensor, nn
@@ -151,7 +152,7 @@ def worker(rank: int, folder: str, engine: str) -> None:
         results.append((losses, state))
         parallel(torch.rand(4, 3, 32, 32)).backward()  # images, too
     torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 @pytest.fixture(scope="module")
