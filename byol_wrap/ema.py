@@ -72,19 +72,37 @@ class Pace:
     """
 
     def __init__(self, base: float, total_steps: int | None) -> None:
-        if not 0 <= base <= 1:
-            raise ValueError(f"moving_average_decay lies in [0, 1], got {base}.")
-        try:
-            self.total_steps = None if total_steps is None else as_index(total_steps)
-        except TypeError:
-            self.total_steps = 0
-        if self.total_steps is not None and self.total_steps < 1:
-            raise ValueError(f"total_steps should be an integer >= 1 or None, got {total_steps!r}.")
-        self.base = base
+        self.base, self.total_steps = base, total_steps
         self.updates: int | None = 0
         self._was_read = False
         self._original: weakref.ref[Pace] | None = None  # of which this is a copy
         self._version = 0  # of the buffer, as this has left it
+
+    @property
+    def base(self) -> float:
+        """Tau of the first update."""
+        return self._base
+
+    @base.setter
+    def base(self, base: float) -> None:
+        if not 0 <= base <= 1:
+            raise ValueError(f"moving_average_decay lies in [0, 1], got {base}.")
+        self._base = base
+
+    @property
+    def total_steps(self) -> int | None:
+        """Over how many updates it rises to 1."""
+        return self._total_steps
+
+    @total_steps.setter
+    def total_steps(self, total_steps: int | None) -> None:
+        try:
+            steps = None if total_steps is None else as_index(total_steps)
+        except TypeError:
+            steps = 0
+        if steps is not None and steps < 1:
+            raise ValueError(f"total_steps should be an integer >= 1 or None, got {total_steps!r}.")
+        self._total_steps = steps
 
     def tau(self, step: Tensor) -> float:
         """The decay of the next update, after ``step`` of them."""

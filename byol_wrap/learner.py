@@ -16,6 +16,8 @@ from byol_wrap.views import VIEW1, VIEW2, Augment, Images, Recipe
 
 __all__ = ["Learner", "Pool"]
 
+NOT_TWO = "directions(view1, view2) should yield two terms that add up to the loss."
+
 
 class Learner(Following):
     """Self-supervised learning around any backbone: what every method shares.
@@ -184,9 +186,9 @@ class Learner(Following):
             Two scalars that add up to the loss.
 
         Raises:
-            TypeError: the method's loss does not fall into halves.
-            TypeError, ValueError, RuntimeError: as ``forward``, when the first half is asked for.
+            TypeError: the loss does not fall into halves; and as ``forward``, with the first half.
         """
+        check_halves(type(self))
         view1, view2 = self._begin(images, view2)
         directions = self.directions(view1, view2)
         engine = self if parallel is None else parallel
@@ -199,6 +201,8 @@ class Learner(Following):
                 finally:
                     self._direction = None
                 yield loss
+        if next(directions, None) is not None:
+            raise TypeError(NOT_TWO)
 
     def health(self) -> dict[str, float]:
         """Figures that tell whether training is sound; costs a step nothing unless it is called.
@@ -209,8 +213,8 @@ class Learner(Following):
         Returns:
             "std_ratio": spread of the representations of the first view; falls towards 0 in a
             collapse. "rank": their effective rank (RankMe), at most min(B, D).
-            "projection_std_ratio", "projection_rank": the same of the projections; where these come
-            out of BatchNorm, as with SimSiam and SimCLR, the ratio stays near 1 and the rank tells.
+            "projection_std_ratio", "projection_rank": the same of the projections (the ratio stays
+            near 1 in SimSiam and SimCLR, whose projections come out of BatchNorm).
             "alignment": squared distance in [0, 4] between the representations of two views of an
             image. "uniformity": in [-8, 0], the lower the more evenly images are spread. With a
             target, "target_distance": of its parameters from the online network's, relative;
@@ -261,4 +265,24 @@ class Learner(Following):
     @outside_graph(recursive=False)
     def _next_direction(self) -> Tensor:
         assert self._direction is not None
-        return self._end(next(self._direction))
+        if (term := next(self._direction, None)) is None:
+            raise TypeError(NOT_TWO)
+        return self._end(term)
+
+
+def check_halves(method: type[Learner]) -> None:
+    """Refuse halves of another loss than the method's.
+
+    Raises:
+        TypeError: a class more derived than that which writes ``directions`` writes ``loss``.
+    """
+    of_loss, of_halves = (
+        next(kind for kind in method.__mro__ if name in vars(kind))
+        for name in ("loss", "directions")
+    )
+    if of_halves is not Learner and not issubclass(of_halves, of_loss):
+        raise TypeError(
+            f"{of_loss.__name__} has a loss of its own, of which the halves of "
+            f"{of_halves.__name__} are not: write directions(view1, view2), too, or use "
+            "learner(images)."
+        )

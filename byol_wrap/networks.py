@@ -23,7 +23,16 @@ from byol_wrap.guard.inputs import (
 )
 from byol_wrap.guard.watch import Watch
 from byol_wrap.target import Target, at_least_float32
-from byol_wrap.views import Augment, Images, Recipe, Views, as_pair, normalization, works_on_pixels
+from byol_wrap.views import (
+    Augment,
+    Images,
+    Recipe,
+    Views,
+    as_pair,
+    normalization,
+    normalizes,
+    works_on_pixels,
+)
 
 
 class Wrapper(Checkpointed):
@@ -77,10 +86,12 @@ class Wrapper(Checkpointed):
         self._gate = Gate()
         if size is not None:
             self.channels, _ = on_noise(net, guesses, size, self._build)
-        self._own_views = augment_fn is not None and not works_on_pixels(augment_fn)
-        unnormalized = mean is None and std is None and self._own_views
-        normalize = None if unnormalized else normalization(mean, std, self.channels)
-        self._views = Views(augment_fn, augment_fn2, size, normalize, recipes=recipes)
+        second = augment_fn if augment_fn2 is None else augment_fn2
+        self._own_views = own = augment_fn is not None and not works_on_pixels(augment_fn)
+        own2 = normalizes(second) or (own and not works_on_pixels(second))
+        leave = (own, own2) if mean is None and std is None else (False, False)
+        normalize = None if all(leave) else normalization(mean, std, self.channels)
+        self._views = Views(augment_fn, augment_fn2, size, normalize, recipes=recipes, leave=leave)
         self._channels_are_guessed = channels is None and mean is None
 
     @property

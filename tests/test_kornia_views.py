@@ -3,6 +3,7 @@
 import copy
 import pickle
 from dataclasses import replace
+from functools import partial
 
 import kornia.augmentation as augmentation
 import pytest
@@ -12,7 +13,7 @@ from kornia.constants import BorderType, Resample
 from nets import conv_net
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torchvision.transforms import InterpolationMode
+from torchvision.transforms import InterpolationMode, v2
 
 from byol_wrap import BYOL, IMAGENET_MEAN, IMAGENET_STD, RandomView, kornia_view
 from byol_wrap.views import VIEW1, VIEW2, Recipe, apply, draw
@@ -340,3 +341,75 @@ def test_the_stock_chain_equals_ours_but_for_the_antialiasing_of_crops():
     batch = (batch > 0.5).float()  # hard edges ring: the result has to be clipped
     cut = still(batch)
     assert (cut.min(), cut.max()) == (0, 1)
+
+
+# What would go wrong without a word
+
+
+def test_a_view_is_made_again_of_images_that_it_fits_alone():
+    view = RandomView(CROPS, 24)
+    view(images(4))
+    with pytest.raises(ValueError, match="drawn for 4 images, got 1"):
+        view(images(1), params=view._params)
+    with pytest.raises(ValueError, match="drawn for larger images"):
+        view(images(4, height=8, width=8), params=view._params)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"crop_area": (float("nan"), 1)},
+        {"crop_area": (0.9, 0.2)},
+        {"crop_area": (2, 3)},
+        {"crop_ratio": (0, 1)},
+        {"blur_sigma": (-1, 2)},
+        {"blur_sigma": (float("nan"), 2)},
+        {"flip": 2},
+        {"jitter": float("nan")},
+        {"brightness": -0.4},
+        {"contrast": 2.0},
+        {"hue": float("inf")},
+    ],
+)
+def test_recipes_out_of_range_are_refused_by_name(wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"{name} should be"):
+        replace(VIEW1, **wrong)
+
+
+class OwnNormalize(augmentation.Normalize):
+    """Told by its kind, not by its name."""
+
+
+HALF = ((0.5,) * 3, (0.5,) * 3)
+RED = (0.9 - IMAGENET_MEAN[0]) / IMAGENET_STD[0]
+
+
+def still():
+    return RandomView(STILL, 32)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "expected"),
+    [
+        (lambda: v2.Compose([still()]), RED),
+        (lambda: partial(nn.Sequential.__call__, nn.Sequential(still())), RED),
+        (lambda: nn.Sequential(still(), v2.Compose([v2.Normalize(*HALF)])), 0.8),
+        (lambda: nn.Sequential(still(), OwnNormalize(*HALF)), 0.8),
+    ],
+)
+def test_what_a_pipeline_holds_is_found_in_lists_too(pipeline, expected):
+    view1, view2 = BYOL(conv_net(6), 32, augment_fn=pipeline()).views(
+        torch.full((2, 3, 32, 32), 0.9)
+    )
+    assert view1[0, 0, 0, 0].item() == pytest.approx(expected, abs=1e-5)
+    assert view2[0, 0, 0, 0].item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_each_pipeline_is_normalised_by_its_own_kind(swapped):
+    pipelines = [still(), nn.Sequential(still(), augmentation.Normalize(*HALF))]
+    first, second = pipelines[::-1] if swapped else pipelines
+    learner = BYOL(conv_net(6), 32, augment_fn=first, augment_fn2=second)
+    reds = [view[0, 0, 0, 0].item() for view in learner.views(torch.full((2, 3, 32, 32), 0.9))]
+    assert reds == pytest.approx([0.8, RED] if swapped else [RED, 0.8], abs=1e-5)

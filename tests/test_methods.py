@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from nets import conv_net
 from torch import Tensor, nn
 
 from byol_wrap import (
+    BYOL,
     MOCO_VIEW,
     SIMCLR_VIEW,
     SIMSIAM_VIEW,
@@ -174,6 +176,43 @@ def test_a_loss_that_has_no_halves_says_so_and_what_to_do(name: str) -> None:
         next(learner.halves(images()))
     assert_equal(before, state(learner))
     learner(images()).backward()
+
+
+class OtherLoss(BYOL):
+    def loss(self, view1: Tensor, view2: Tensor) -> Tensor:
+        return super().loss(view1, view2) + 100
+
+
+class Terms(SimCLR):
+    count = 3
+
+    def directions(self, view1: Tensor, view2: Tensor) -> Iterator[Tensor]:
+        for _ in range(self.count):
+            yield self.project(view1).sum()
+
+
+def test_halves_are_refused_where_they_are_not_those_of_the_loss() -> None:
+    learner = OtherLoss(conv_net(6), 32, projection_hidden_size=16)
+    with pytest.raises(TypeError, match="OtherLoss has a loss of its own"):
+        next(learner.halves(images()))
+    terms = Terms(conv_net(6), 32)
+    for terms.count in (1, 3):  # type: ignore[misc]
+        with pytest.raises(TypeError, match="should yield two terms"):
+            list(terms.halves(images()))
+    terms.count = 2
+    assert len(list(terms.halves(images()))) == 2
+
+
+@pytest.mark.parametrize("name", WITH_TARGET)
+def test_a_pace_that_is_none_is_refused_whenever_it_is_set(name: str) -> None:
+    learner = make(name, total_steps=9)
+    for decay in (1.5, -3, float("nan")):
+        with pytest.raises(ValueError, match=r"moving_average_decay lies in \[0, 1\]"):
+            learner.moving_average_decay = decay
+    for steps in (-5, 2.5):
+        with pytest.raises(ValueError, match="total_steps should be an integer"):
+            learner.total_steps = steps  # type: ignore[assignment]
+    assert learner.total_steps == 9
 
 
 # Accumulated gradients, attach, the target

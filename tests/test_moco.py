@@ -134,6 +134,18 @@ def test_a_batch_larger_than_the_queue_is_refused_before_anything_is_changed(
     learner(*two_views(7)).backward()
 
 
+def test_keys_that_are_not_finite_do_not_enter() -> None:
+    learner = make(queue_size=20)
+    before = learner.queue.clone()
+    key = torch.ones(8, 8)
+    key[3, 2], key[5, 0] = float("nan"), float("inf")
+    learner.enqueue(key)
+    assert learner.queue.isfinite().all()
+    assert torch.equal(learner.queue[[3, 5]], before[[3, 5]])
+    assert (learner.queue[[0, 7]] > 0).all()
+    assert learner.queue_position == 8
+
+
 # Keys in parts
 
 

@@ -166,7 +166,10 @@ class MoCo(Learner):
         with torch.no_grad():
             keys = F.normalize(torch.cat([gather(keys) for keys in parts]).to(before.dtype), dim=1)
             rows = torch.arange(len(keys), device=keys.device) + self.queue_position
-            self.queue.index_copy_(0, rows % len(before), keys)
+            rows = rows % len(before)
+            # A key that is not finite would spoil every loss until it is replaced.
+            keys = torch.where(keys.isfinite().all(dim=1, keepdim=True), keys, before[rows])
+            self.queue.index_copy_(0, rows, keys)
             self.queue_position.add_(len(keys)).remainder_(len(before))
         return before
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from byol_wrap.views.applying import Images, apply
 from byol_wrap.views.draws import Draws, draw
 from byol_wrap.views.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize, normalization
-from byol_wrap.views.pair import Augment, Views, is_random_view, works_on_pixels
+from byol_wrap.views.pair import Augment, Views, is_random_view, normalizes, works_on_pixels
 from byol_wrap.views.pixels import as_unit_float
 from byol_wrap.views.recipes import (
     MOCO_VIEW,
@@ -46,6 +46,7 @@ __all__ = [
     "is_random_view",
     "kornia_view",
     "normalization",
+    "normalizes",
     "works_on_pixels",
 ]
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ class Views:
         size: (height, width) of the default views; None keeps that of the images.
         normalize: what both pipelines, and images to embed, go through last; None for nothing.
         recipes: of the default views, the first and the second.
+        leave: which of the two gives what the net takes already, and is left as it is. Images to
+            embed are treated as the first.
 
     Raises:
         TypeError: a pipeline that cannot be called.
@@ -37,6 +39,7 @@ class Views:
         normalize: Augment | None,
         *,
         recipes: tuple[Recipe, Recipe] = (VIEW1, VIEW2),
+        leave: tuple[bool, bool] = (False, False),
     ) -> None:
         for name, augment in (("augment_fn", augment_fn), ("augment_fn2", augment_fn2)):
             if augment is not None and not callable(augment):
@@ -44,7 +47,16 @@ class Views:
         self._given = augment_fn, augment_fn if augment_fn2 is None else augment_fn2
         self._recipes = recipes
         self.size = size
-        self.normalize = normalize
+        self._normalize, self._leave = normalize, leave
+
+    @property
+    def normalize(self) -> Augment | None:
+        """What images to embed go through, and the first view at its end."""
+        return None if self._leave[0] else self._normalize
+
+    @normalize.setter
+    def normalize(self, normalize: Augment | None) -> None:
+        self._normalize = normalize
 
     @cached_property
     def augment1(self) -> Augment:
@@ -67,9 +79,10 @@ class Views:
     def __call__(self, images: Images) -> tuple[Tensor, Tensor]:
         """Two views (B, C, h, w) of images, in float32 whatever autocast says."""
         with torch.autocast(place(images).type, enabled=False):
-            return self._view(self.augment1, images), self._view(self.augment2, images)
+            return self._view(0, images), self._view(1, images)
 
-    def _view(self, augment: Augment, images: Images) -> Tensor:
+    def _view(self, i: int, images: Images) -> Tensor:
+        augment = self.augment2 if i else self.augment1
         if isinstance(augment, nn.Module):
             _move(augment, place(images))
         view = augment(images if is_random_view(augment) else _own_floats(images))
@@ -80,7 +93,7 @@ class Views:
             )
         if not view.is_floating_point():
             raise ValueError(f"augment_fn should return floats, got {view.dtype}: divide by 255?")
-        return view if self.normalize is None else self.normalize(view)
+        return view if self._normalize is None or self._leave[i] else self._normalize(view)
 
     def normalized(self, images: Images) -> Tensor:
         """Images (B, C, H, W) as the networks expect them, neither augmented nor resized.
@@ -123,8 +136,25 @@ def is_random_view(augment: object) -> bool:
 def works_on_pixels(augment: object) -> bool:
     """Whether what a pipeline gives are pixels in [0, 1], and so are to be normalised.
 
-    It is a ``RandomView``, or a module that holds one and no ``Normalize``.
+    It is a ``RandomView``, or something that holds one and no ``Normalize``.
     """
-    parts = list(augment.modules()) if isinstance(augment, nn.Module) else []
-    normalizes = any(type(part).__name__ == "Normalize" for part in parts)
-    return any(is_random_view(part) for part in parts) and not normalizes
+    return any(map(is_random_view, _parts(augment, set()))) and not normalizes(augment)
+
+
+def normalizes(augment: object) -> bool:
+    """Whether a pipeline holds a ``Normalize``, of kornia, of torchvision, or derived from one."""
+    kinds = (kind for part in _parts(augment, set()) for kind in type(part).__mro__)
+    return any(kind.__name__ == "Normalize" for kind in kinds)
+
+
+def _parts(augment: object, seen: set[int]) -> list[object]:
+    """A pipeline and what it holds: modules, also those in lists, as in torchvision's Compose."""
+    if id(augment) in seen:
+        return []
+    seen.add(id(augment))
+    held: list[object] = list(augment.children()) if isinstance(augment, nn.Module) else []
+    if isinstance(augment, partial):
+        held += [augment.func, *augment.args, *augment.keywords.values()]
+    for value in getattr(augment, "__dict__", {}).values():
+        held += value if isinstance(value, list | tuple) else [value]
+    return [augment, *(part for value in held if callable(value) for part in _parts(value, seen))]

@@ -67,6 +67,8 @@ class RandomView(GeometricAugmentationBase2D):
             images = input[(None,) * (4 - input.ndim)]
         if params is None:
             params = self._drawn_for(images)
+        else:
+            _check_fits(params["boxes"], images)
         params, flags = self._process_kwargs_to_params_and_flags(params, self.flags, **kwargs)
         view = apply(Draws.of(params), images, flags["size"] or _common_size(images))
         if isinstance(input, Tensor):
@@ -162,3 +164,19 @@ def _common_size(images: Images) -> tuple[int, int]:
         )
     height, width = shapes.pop()
     return height, width
+
+
+def _check_fits(boxes: Tensor, images: Images) -> None:
+    """Refuse draws of other images.
+
+    Raises:
+        ValueError: there are more or fewer images, or one is too small for its crop.
+    """
+    if len(boxes) != len(images):
+        raise ValueError(
+            f"params were drawn for {len(boxes)} images, got {len(images)}: a view is made again "
+            "of the same images, or of others of their number and size."
+        )
+    sizes = torch.tensor([tuple(image.shape[-2:]) for image in images], device="cpu").view(-1, 2)
+    if (boxes[:, :2] + boxes[:, 2:] > sizes).any():
+        raise ValueError("params were drawn for larger images: a crop lies outside of these.")

@@ -43,6 +43,27 @@ class Recipe:
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarize: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Refuse numbers out of their range.
+
+        Raises:
+            ValueError: one of them is; the message says which.
+        """
+        for name in ("flip", "jitter", "greyscale", "blur", "solarize"):
+            self._check(name, 0 <= getattr(self, name) <= 1, "a probability in [0, 1]")
+        for name in ("brightness", "contrast", "saturation"):
+            self._check(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+        self._check("hue", 0 <= self.hue <= 0.5, "in [0, 0.5]")
+        low, high = self.crop_area
+        self._check("crop_area", 0 < low <= high <= 1, "a range in (0, 1]")
+        for name in ("crop_ratio", "blur_sigma"):
+            low, high = getattr(self, name)
+            self._check(name, 0 < low <= high < float("inf"), "a range of positive numbers")
+
+    def _check(self, name: str, is_right: bool, what: str) -> None:
+        if not is_right:
+            raise ValueError(f"{name} should be {what}, got {getattr(self, name)}.")
+
 
 VIEW1 = Recipe()
 VIEW2 = replace(VIEW1, blur=0.1, solarize=0.2)
