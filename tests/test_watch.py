@@ -91,6 +91,18 @@ def test_a_target_that_stands_still_is_told_in_eval_mode_too(
     assert {str(w.message)[:14] for w in caught} == {"The net is tra", "The target net"}
 
 
+def test_an_attached_optimizer_may_add_up_many_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("byol_wrap.guard.watch.STEPS_WITHOUT_UPDATE", 2)
+    monkeypatch.setattr("byol_wrap.guard.watch.WHEN_ATTACHED", 5)
+    learner = make()
+    optimizer = torch.optim.SGD(learner.parameters(), lr=0.01)
+    learner.attach(optimizer)
+    for _ in range(10):
+        learner(images()).backward()
+    with pytest.warns(UserWarning, match="not been updated for 10 training steps"):
+        learner(images())
+
+
 @pytest.mark.parametrize("method", ["BYOL", "MoCo"])
 def test_batchnorm_frozen_on_purpose_is_frozen_in_the_target(method: str) -> None:
     learner = make(method)

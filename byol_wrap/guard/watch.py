@@ -11,6 +11,7 @@ from byol_wrap.evaluation.health import Outputs
 from byol_wrap.guard.collapse import CollapseWatch, Run, message
 
 STEPS_WITHOUT_UPDATE = 100  # after how many a learner says that its target stands still
+WHEN_ATTACHED = 20  # times as many, since an attached optimizer may add up many batches to a step
 LOOKS_BEFORE_WARNING = 10  # after how many it says that a head is left out of training
 TOO_LONG = 1.1, 10  # times total_steps, and steps: more than a run that was miscounted a little
 
@@ -67,12 +68,13 @@ class Watch:
             return
         self._steps += 1
         self._steps_since_update += 1
-        still = self._steps_since_update > STEPS_WITHOUT_UPDATE and "still" not in self._warned
+        limit = STEPS_WITHOUT_UPDATE * (1 if run.optimizer is None else WHEN_ATTACHED)
+        still = self._steps_since_update > limit and "still" not in self._warned
         if still and (tau := run.tau) is not None and tau < 1:
             self.warn(
                 "still",
-                f"The target network has not been updated for {STEPS_WITHOUT_UPDATE} training "
-                "steps: call learner.update_moving_average() after optimizer.step(), or "
+                f"The target network has not been updated for {limit} training steps: call "
+                "learner.update_moving_average() after optimizer.step(), or "
                 "learner.attach(optimizer) once.",
             )
         outputs = self.outputs
