@@ -34,6 +34,12 @@ from byol_wrap.views import (
     works_on_pixels,
 )
 
+NORMALIZES_ITSELF = (
+    "augment_fn normalises the views itself, which images to embed do not go through: they are fed "
+    "as pixels. Take the Normalize out of augment_fn and give mean= and std=, or embed what is "
+    "normalised already with prepared=True."
+)
+
 
 class Wrapper(Checkpointed):
     """What a learner is before it learns: ``Learner`` says what the arguments are.
@@ -191,6 +197,8 @@ class Wrapper(Checkpointed):
             self._gate.batch(images, self._place())
         else:
             self._check_images(images)
+            if self._views.normalizes_itself:
+                self._watch.warn("normalize", NORMALIZES_ITSELF)
         batch: Tensor = images if prepared else self._views.normalized(images)
         if trains_heads:
             check_more_than_one(batch, type(self).__name__)

@@ -406,6 +406,16 @@ def test_what_a_pipeline_holds_is_found_in_lists_too(pipeline, expected):
     assert view2[0, 0, 0, 0].item() == pytest.approx(expected, abs=1e-5)
 
 
+def test_images_that_a_pipeline_would_have_normalised_are_not_embedded_without_a_word():
+    chain = nn.Sequential(still(), augmentation.Normalize(*HALF))
+    learner = BYOL(conv_net(6), 32, augment_fn=chain)
+    batch = torch.full((2, 3, 32, 32), 0.9)
+    with pytest.warns(UserWarning, match="augment_fn normalises the views itself.*prepared=True"):
+        learner.embed(batch)
+    learner.embed(2 * batch - 1, prepared=True)
+    BYOL(conv_net(6), 32, augment_fn=still()).embed(batch)
+
+
 @pytest.mark.parametrize("swapped", [False, True])
 def test_each_pipeline_is_normalised_by_its_own_kind(swapped):
     pipelines = [still(), nn.Sequential(still(), augmentation.Normalize(*HALF))]

@@ -59,6 +59,11 @@ class Views:
         self._normalize = normalize
 
     @cached_property
+    def normalizes_itself(self) -> bool:
+        """Whether the first pipeline ends its views in a way that images to embed do not get."""
+        return self._leave[0] and normalizes(self._given[0])
+
+    @cached_property
     def augment1(self) -> Augment:
         """The first pipeline; the default one imports kornia, which it does not do before."""
         return self._pipeline(0)
