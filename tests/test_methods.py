@@ -239,8 +239,8 @@ def test_accumulated_gradients_are_the_sum_of_each_batch_s(name: str) -> None:
 @every_method
 def test_attach_is_an_update_after_each_real_step(name: str) -> None:
     attached, by_hand = make(name), make(name)
-    for learner in (attached, by_hand):
-        optimizer = sgd(learner)
+    optimizers = sgd(attached), sgd(by_hand)
+    for learner, optimizer in zip((attached, by_hand), optimizers, strict=True):
         if learner is attached:
             learner.attach(optimizer)
         torch.manual_seed(3)
@@ -255,6 +255,10 @@ def test_attach_is_an_update_after_each_real_step(name: str) -> None:
     if name in WITH_TARGET:
         assert attached.step == 3
         assert not torch.equal(attached.net[0].weight, attached.target.net[0].weight)
+        before = state(attached)
+        with pytest.warns(UserWarning, match="does nothing on a learner that is attached"):
+            attached.update_moving_average()
+        assert_equal(before, state(attached))
 
 
 @pytest.mark.parametrize("name", WITH_TARGET)
