@@ -1,12 +1,14 @@
 """The networks around a user's net: what they are fed, where they are read, what they give."""
 
+import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from byol_wrap.backbone.channels import channels_of, on_noise, possible_channels
+from byol_wrap.backbone.copying import without_graph
 from byol_wrap.backbone.encoder import Encoder, check_net, float_parameter, moved
 from byol_wrap.backbone.finding import check_pool, layer_name
 from byol_wrap.backbone.modes import eval_mode, is_recorded, outside_graph
@@ -30,8 +32,6 @@ from byol_wrap.views import (
     Views,
     as_pair,
     normalization,
-    normalizes,
-    works_on_pixels,
 )
 
 NORMALIZES_ITSELF = (
@@ -92,12 +92,9 @@ class Wrapper(Checkpointed):
         self._gate = Gate()
         if size is not None:
             self.channels, _ = on_noise(net, guesses, size, self._build)
-        second = augment_fn if augment_fn2 is None else augment_fn2
-        self._own_views = own = augment_fn is not None and not works_on_pixels(augment_fn)
-        own2 = normalizes(second) or (own and not works_on_pixels(second))
-        leave = (own, own2) if mean is None and std is None else (False, False)
-        normalize = None if all(leave) else normalization(mean, std, self.channels)
-        self._views = Views(augment_fn, augment_fn2, size, normalize, recipes=recipes, leave=leave)
+        told = mean is not None or std is not None
+        normalize = normalization(mean, std, self.channels)
+        self._views = Views(augment_fn, augment_fn2, size, normalize, always=told, recipes=recipes)
         self._channels_are_guessed = channels is None and mean is None
 
     @property
@@ -209,7 +206,7 @@ class Wrapper(Checkpointed):
     def _check_images(self, images: Any) -> None:
         if self.representation is None and self._channels_are_guessed:
             self._settle_channels(images)
-        warn, any_shape = self._watch.warn, self._own_views
+        warn, any_shape = self._watch.warn, self._views.is_own
         self._gate.images(images, self.channels, self._place(), warn, any_shape=any_shape)
 
     def _place(self) -> torch.device:
@@ -275,6 +272,12 @@ class Wrapper(Checkpointed):
 
     def _not_loaded(self, given: Mapping[str, Any]) -> dict[str, Any]:
         return self.target.not_loaded(given, "target.") if self.has_target else {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        memo |= without_graph(self)
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))  # type: ignore[no-untyped-call]
+        return copied
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

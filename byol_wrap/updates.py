@@ -1,6 +1,5 @@
 """When the target network moves, and how far: by hand, or after an optimizer's steps."""
 
-import copy
 from typing import Any
 
 import torch
@@ -140,14 +139,6 @@ class Following(Wrapper):
         name = "predictor" if "predictor" in self._modules else "projector"
         return name, getattr(self, "predictor", self.online.projector)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Following":
-        memo |= _without_graph(self)
-        copied = type(self).__new__(type(self))
-        memo[id(self)] = copied
-        state = self.__getstate__()  # type: ignore[no-untyped-call]
-        copied.__setstate__(copy.deepcopy(state, memo))
-        return copied
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if self._pace is not None:
@@ -171,13 +162,3 @@ class Following(Wrapper):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self._gate.was_fed_views:  # images are what a state without a word is of
             destination[prefix + FED] = self.fed
-
-
-def _without_graph(module: nn.Module) -> dict[int, Tensor]:
-    """What a forward has left on a net, such as a cache: values of a graph cannot be copied."""
-    return {
-        id(value): value.detach().clone()
-        for part in module.modules()
-        for value in vars(part).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    }

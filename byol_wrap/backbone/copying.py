@@ -19,17 +19,9 @@ def copy_net(net: nn.Module) -> nn.Module:
     Raises:
         RuntimeError: it cannot be copied.
     """
-    # Values that a forward left on a module (a cached output, an old-style weight norm's weight)
-    # belong to a graph, which cannot be copied: the copy gets them without it.
-    cached = {
-        id(value): value.detach().clone()
-        for module in net.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    }
     try:
         with torch.no_grad():  # else the copies of a scripted module's parameters have a graph
-            copied = copy.deepcopy(net, cached)
+            copied = copy.deepcopy(net, without_graph(net))
     except Exception as error:
         raise RuntimeError(
             f"net cannot be copied for the target network: copy.deepcopy(net) says {error}"
@@ -43,6 +35,20 @@ def copy_net(net: nn.Module) -> nn.Module:
             "with it. Let __deepcopy__ copy what it holds."
         )
     return copied
+
+
+def without_graph(module: nn.Module) -> dict[int, Tensor]:
+    """A memo for ``deepcopy``: values that a forward has left on a module, by their ids.
+
+    Such as a cached output, or an old-style weight norm's weight. They belong to a graph, which
+    cannot be copied: the copy gets them without it.
+    """
+    return {
+        id(value): value.detach().clone()
+        for part in module.modules()
+        for value in vars(part).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from byol_wrap.views.applying import Images, apply
 from byol_wrap.views.draws import Draws, draw
 from byol_wrap.views.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize, normalization
-from byol_wrap.views.pair import Augment, Views, is_random_view, normalizes, works_on_pixels
+from byol_wrap.views.pair import Augment, Views
 from byol_wrap.views.pixels import as_unit_float
 from byol_wrap.views.recipes import (
     MOCO_VIEW,
@@ -43,11 +43,8 @@ __all__ = [
     "as_pair",
     "as_unit_float",
     "draw",
-    "is_random_view",
     "kornia_view",
     "normalization",
-    "normalizes",
-    "works_on_pixels",
 ]
 
 

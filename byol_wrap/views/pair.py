@@ -18,14 +18,17 @@ Augment = Callable[[Any], Tensor]
 class Views:
     """The pipelines of both views, and the normalisation that ends them.
 
+    Attributes:
+        is_own: whether the first pipeline is the user's own, and gives no pixels.
+
     Args:
         augment_fn: replaces both pipelines; None for the default views.
         augment_fn2: replaces the second.
         size: (height, width) of the default views; None keeps that of the images.
-        normalize: what both pipelines, and images to embed, go through last; None for nothing.
+        normalize: what a pipeline that gives pixels goes through last, and images to embed where
+            the first one does; None for nothing.
+        always: whether every pipeline does, and those images.
         recipes: of the default views, the first and the second.
-        leave: which of the two gives what the net takes already, and is left as it is. Images to
-            embed are treated as the first.
 
     Raises:
         TypeError: a pipeline that cannot be called.
@@ -38,8 +41,8 @@ class Views:
         size: tuple[int, int] | None,
         normalize: Augment | None,
         *,
+        always: bool = False,
         recipes: tuple[Recipe, Recipe] = (VIEW1, VIEW2),
-        leave: tuple[bool, bool] = (False, False),
     ) -> None:
         for name, augment in (("augment_fn", augment_fn), ("augment_fn2", augment_fn2)):
             if augment is not None and not callable(augment):
@@ -47,7 +50,11 @@ class Views:
         self._given = augment_fn, augment_fn if augment_fn2 is None else augment_fn2
         self._recipes = recipes
         self.size = size
-        self._normalize, self._leave = normalize, leave
+        self._normalize = normalize
+        first, second = self._given
+        self.is_own = first is not None and not works_on_pixels(first)
+        own2 = normalizes(second) or (self.is_own and not works_on_pixels(second))
+        self._leave = (False, False) if always else (self.is_own, own2)
 
     @property
     def normalize(self) -> Augment | None:

@@ -68,7 +68,7 @@ class RandomView(GeometricAugmentationBase2D):
         if params is None:
             params = self._drawn_for(images)
         else:
-            _check_fits(params["boxes"], images)
+            _check_fits(params["boxes"], _sizes(images))
         params, flags = self._process_kwargs_to_params_and_flags(params, self.flags, **kwargs)
         view = apply(Draws.of(params), images, flags["size"] or _common_size(images))
         if isinstance(input, Tensor):
@@ -78,9 +78,8 @@ class RandomView(GeometricAugmentationBase2D):
     def _drawn_for(self, images: Images) -> dict[str, Tensor]:
         if isinstance(images, Tensor):
             return self.forward_parameters(tuple(images.shape))
-        sizes = torch.tensor([image.shape[1:] for image in images], device="cpu")
         channels = images[0].shape[0]
-        return self._draw(channels, sizes, self.size or _common_size(images))
+        return self._draw(channels, _sizes(images), self.size or _common_size(images))
 
     def forward_parameters(self, batch_shape: tuple[int, ...]) -> dict[str, Tensor]:
         """Draw for a batch (B, C, H, W): a row for each image, on the CPU."""
@@ -166,17 +165,23 @@ def _common_size(images: Images) -> tuple[int, int]:
     return height, width
 
 
-def _check_fits(boxes: Tensor, images: Images) -> None:
-    """Refuse draws of other images.
+def _sizes(images: Images) -> Tensor:
+    """(B, 2), height and width of each image, on the CPU."""
+    if isinstance(images, Tensor):
+        return torch.tensor([images.shape[-2:]], device="cpu").expand(len(images), 2)
+    return torch.tensor([image.shape[1:] for image in images], device="cpu").view(-1, 2)
+
+
+def _check_fits(boxes: Tensor, sizes: Tensor) -> None:
+    """Refuse draws of other images than those of these sizes.
 
     Raises:
         ValueError: there are more or fewer images, or one is too small for its crop.
     """
-    if len(boxes) != len(images):
+    if len(boxes) != len(sizes):
         raise ValueError(
-            f"params were drawn for {len(boxes)} images, got {len(images)}: a view is made again "
+            f"params were drawn for {len(boxes)} images, got {len(sizes)}: a view is made again "
             "of the same images, or of others of their number and size."
         )
-    sizes = torch.tensor([tuple(image.shape[-2:]) for image in images], device="cpu").view(-1, 2)
     if (boxes[:, :2] + boxes[:, 2:] > sizes).any():
         raise ValueError("params were drawn for larger images: a crop lies outside of these.")
