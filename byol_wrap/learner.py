@@ -30,41 +30,41 @@ class Learner(Following):
     Args:
         net: the backbone; what it was given stays as it is, in its training mode, on its device.
         image_size: side, or (height, width), in pixels of the views. With it the heads are built
-            now; without it on the first batch, whose size the views then keep.
+            now; without it on the first batch, whose size is kept.
         hidden_layer: the layer whose output represents an image: a dotted name, or a child's index
             (-1 is the last; "" is the net's own output). None finds it: what the net's classifiers
             read, in training mode; of several maps the deepest of the backbone; of a dense output
-            the narrowest place before it; else the net's output. One warning says where that is in
-            doubt; ``representation_candidates`` lists what else there is.
+            the narrowest place before it; else the net's output. A warning says where that is in
+            doubt; ``representation_candidates`` lists the others.
         projector: from the representation (B, D) to the projection (B, P). Where D is not known
             yet, its first layer is an ``nn.LazyLinear``.
         predictor: a head from (B, P) that only the online network has; kept as ``predictor``.
         recipes: of the two views.
         augment_fn: replaces the whole pipeline of both views: float32 images (B, C, H, W) in [0, 1]
             in, a batch that the net takes out. A module is moved to the images' device, and is no
-            part of the learner's state. ``RandomView`` with a ``Recipe`` of your own varies the
-            default views; it goes before and after kornia's own steps.
+            part of the state. ``RandomView`` with a ``Recipe`` of your own varies the default.
         augment_fn2: replaces that of the second view.
         mean: what is subtracted from each channel of views and of ``embed``'s images, for pixels in
-            [0, 1]. None means ImageNet's for 3 channels and 0.5 for others; with an ``augment_fn``
-            that holds no ``RandomView``, or that holds a ``Normalize``, None means that nothing is
-            normalised.
+            [0, 1]. None means ImageNet's for 3 channels and 0.5 for others, and nothing with an
+            ``augment_fn`` that holds no ``RandomView``, or that holds a ``Normalize``.
         std: what they are divided by; goes with ``mean``.
-        channels: how many the images have; None tries what the net's first convolution takes, then
-            3 and what its others take; without ``image_size`` what the first images have.
+        channels: how many the images have; None tries what the net's convolutions take and 3;
+            without ``image_size`` what the first images have.
         moving_average_decay: tau in [0, 1] of a target network, constant or that of the first
             update. None for a method without one: no copy of the net is then held.
         total_steps: number of updates over which tau rises to 1 along a cosine; None keeps it.
         pool: how the layer's value becomes a vector: "mean", "max", "class_token", "flatten", or a
-            callable to (B, D). None: maps are averaged; tokens give their first where it is shown
-            to be a class token and the net does not go on with their mean, else their mean.
+            callable to (B, D). None: the mean, but of tokens the first where it is shown to be a
+            class token that the net goes on with.
+        pretrained: whether ``net`` has been trained for long. Its BatchNorm layers then keep their
+            statistics (eval mode, in both networks), and the default views crop from half of the
+            area and more. None asks its normalisation layers.
 
     Attributes:
         online: ``Encoder`` of ``net`` and its projector; ``online.net``, ``online.projector``.
         predictor, target: where the method has them. ``target`` is an ``Encoder``, too, the moving
             average of ``online``; it holds ``net``'s own parameters behind the representation.
-        representation: which layer was found, how it is pooled, its size; None before the first
-            batch where ``image_size`` is not given.
+        representation: the layer that was found, its pooling, its size; None while unknown.
         step: with a target, a buffer: how many updates it has had.
 
     Raises:
@@ -89,6 +89,7 @@ class Learner(Following):
         moving_average_decay: float | None = None,
         total_steps: int | None = None,
         pool: Pool | None = None,
+        pretrained: bool | None = None,
     ) -> None:
         super().__init__(
             net,
@@ -103,6 +104,7 @@ class Learner(Following):
             std=std,
             channels=channels,
             pool=pool,
+            pretrained=pretrained,
             moving_average_decay=moving_average_decay,
             total_steps=total_steps,
         )
@@ -143,8 +145,8 @@ class Learner(Following):
         Args:
             images: (B, C, H, W) on the net's device, uint8 or floats in [0, 1], B at least 2 in
                 training; or a list of (C, H, W) of any sizes, such as ``collate_fn=list`` gives,
-                each of which is cropped from its full size (with ``image_size`` where they differ).
-                With ``view2``: the first view.
+                each cropped from its full size (with ``image_size`` where they differ). With
+                ``view2``: the first view.
             view2: a second view of the same B items. The two are then fed as they are, whatever
                 shape the net takes; nothing is augmented or normalised.
             return_embedding: instead of the loss, give (projection (B, P), representation (B, D))
@@ -156,8 +158,7 @@ class Learner(Following):
 
         Raises:
             TypeError, ValueError: input that is not as described, before anything is changed. NaN
-                and infinity are looked for in every batch on the CPU, elsewhere in the first 10 of
-                floats, where looking means waiting.
+                and infinity are looked for on the CPU, elsewhere in the first 10 batches of floats.
             RuntimeError: the representation was not reached, or has no gradient.
         """
         if self._direction is not None:
@@ -179,8 +180,8 @@ class Learner(Following):
         Args:
             images: as for ``forward``.
             view2: as for ``forward``.
-            parallel: the learner as its engine wraps it, such as ``DistributedDataParallel``, whose
-                gradients are then averaged once, with the second half.
+            parallel: the learner as its engine wraps it, such as ``DistributedDataParallel``;
+                gradients are then averaged once.
 
         Yields:
             Two scalars that add up to the loss.
@@ -207,14 +208,13 @@ class Learner(Following):
     def health(self) -> dict[str, float]:
         """Figures that tell whether training is sound; costs a step nothing unless it is called.
 
-        Calling it reads from the device. All figures but the last three are of the last batch, and
-        vary from batch to batch; ``byol_wrap.evaluation.health`` defines them.
+        Calling it reads from the device. All but the last three are of the last batch;
+        ``byol_wrap.evaluation.health`` defines them.
 
         Returns:
-            "std_ratio": spread of the representations of the first view; falls towards 0 in a
-            collapse. "rank": their effective rank (RankMe), at most min(B, D).
-            "projection_std_ratio", "projection_rank": the same of the projections (the ratio stays
-            near 1 in SimSiam and SimCLR, whose projections come out of BatchNorm).
+            "std_ratio": spread of the first view's representations; near 0 in a collapse. "rank":
+            their effective rank (RankMe), at most min(B, D). "projection_std_ratio" (about 1 where
+            BatchNorm ends the projector: SimSiam, SimCLR), "projection_rank": of the projections.
             "alignment": squared distance in [0, 4] between the representations of two views of an
             image. "uniformity": in [-8, 0], the lower the more evenly images are spread. With a
             target, "target_distance": of its parameters from the online network's, relative;
@@ -237,7 +237,7 @@ class Learner(Following):
     def extra_repr(self) -> str:
         """What ``print(learner)`` shows beside its parts."""
         tau = f", tau={self.tau}" if self.has_target else ""
-        return f"representation={self.representation}{tau}"
+        return f"representation={self.representation}, pretrained={self.pretrained}{tau}"
 
     # What is behind them
 

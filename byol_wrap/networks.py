@@ -12,6 +12,7 @@ from byol_wrap.backbone.copying import without_graph
 from byol_wrap.backbone.encoder import Encoder, check_net, float_parameter, moved
 from byol_wrap.backbone.finding import check_pool, layer_name
 from byol_wrap.backbone.modes import eval_mode, is_recorded, outside_graph
+from byol_wrap.backbone.pretrained import is_pretrained, keep_statistics
 from byol_wrap.backbone.probing import probe
 from byol_wrap.backbone.representation import Pool, Representation
 from byol_wrap.guard.checkpoint import Checkpointed
@@ -67,6 +68,7 @@ class Wrapper(Checkpointed):
         std: Sequence[float] | None,
         channels: int | None,
         pool: Pool | None,
+        pretrained: bool | None,
     ) -> None:
         super().__init__()
         if isinstance(net, Wrapper):
@@ -80,6 +82,7 @@ class Wrapper(Checkpointed):
         self._hidden_layer = None if hidden_layer is None else layer_name(net, hidden_layer)
         self._pool = check_pool(pool)
         size = None if image_size is None else as_pair(image_size)
+        self.pretrained = is_pretrained(net) if pretrained is None else bool(pretrained)
 
         like = float_parameter(net)
         dtype = torch.promote_types(like.dtype, torch.float32)
@@ -94,7 +97,8 @@ class Wrapper(Checkpointed):
             self.channels, _ = on_noise(net, guesses, size, self._build)
         told = mean is not None or std is not None
         normalize = normalization(mean, std, self.channels)
-        self._views = Views(augment_fn, augment_fn2, size, normalize, always=told, recipes=recipes)
+        given = augment_fn, augment_fn2, size, normalize
+        self._views = Views(*given, always=told, recipes=recipes, gently=self.pretrained)
         self._channels_are_guessed = channels is None and mean is None
 
     @property
@@ -175,6 +179,8 @@ class Wrapper(Checkpointed):
         view1, view2 = self._views(images) if view2 is None else (images, view2)
         if torch.is_grad_enabled():
             self._gate.trains_on(fed, view1, in_eval_mode=not self.training)
+            if self.pretrained:
+                keep_statistics(self.net)
         if fed == "images":
             self._gate.views(view1, self._views.normalize is not None, self._watch.warn)
         if self.representation is None:
@@ -212,11 +218,8 @@ class Wrapper(Checkpointed):
     def _place(self) -> torch.device:
         """Where the networks are, and so where images should be."""
         device = float_parameter(self.net).device
-        if self.has_target and device != (target := float_parameter(self.target).device):
-            raise RuntimeError(
-                f"The net is on {device}, its target on {target}: move the learner rather than its "
-                f"net, learner.to({str(device)!r})."
-            )
+        if self.has_target:
+            self.target.check_is_on(device)
         return device
 
     def _embedding(
@@ -227,10 +230,7 @@ class Wrapper(Checkpointed):
         images = self._images(images, trains_heads=self.training and return_projection)
         if not return_projection:
             return self.online.represent(images)
-        embedding: tuple[Tensor, Tensor] = self.online(images)
-        return embedding
-
-    # What is found out about the net
+        return tuple(self.online(images))
 
     def _settle_channels(self, images: Tensor) -> None:
         """Mend a guess of the images' channels by the first images."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from byol_wrap.backbone.copying import copy_net
-from byol_wrap.backbone.encoder import Encoder, freeze
+from byol_wrap.backbone.encoder import Encoder, float_parameter, freeze
 from byol_wrap.ema import update_average
 
 
@@ -88,6 +88,14 @@ class Target(Encoder):
         for ours, theirs in pairs:
             if isinstance(ours, _BatchNorm) and ours.training != theirs.training:
                 ours.train(theirs.training)
+
+    def check_is_on(self, device: torch.device) -> None:
+        """Raise RuntimeError where the online network is on another device."""
+        if device != (own := float_parameter(self).device):
+            raise RuntimeError(
+                f"The net is on {device}, its target on {own}: move the learner rather than its "
+                f"net, learner.to({str(device)!r})."
+            )
 
     def start_from(self, projector: nn.Module) -> None:
         """Take over a projector whose size has been found."""

@@ -33,6 +33,7 @@ class BYOL(Learner):
         total_steps: number of updates over which tau rises from ``moving_average_decay`` to 1 along
             a cosine; None keeps it constant.
         pool: how the layer's value becomes a vector.
+        pretrained: whether ``net`` has been trained for long; None asks its normalisation layers.
         sync_batchnorm: whether the heads' BatchNorm shares statistics between processes. None does
             so in a group of several. The backbone's own BatchNorm is left as it is.
 
@@ -78,6 +79,7 @@ class BYOL(Learner):
         moving_average_decay: float = 0.99,
         total_steps: int | None = None,
         pool: Pool | None = None,
+        pretrained: bool | None = None,
         sync_batchnorm: bool | None = None,
     ) -> None:
         sizes = projection_hidden_size, projection_size
@@ -99,6 +101,7 @@ class BYOL(Learner):
             moving_average_decay=moving_average_decay,
             total_steps=total_steps,
             pool=pool,
+            pretrained=pretrained,
         )
 
     def loss(self, view1: Tensor, view2: Tensor) -> Tensor:

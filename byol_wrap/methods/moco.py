@@ -43,6 +43,7 @@ class MoCo(Learner):
         std: what they are divided by.
         channels: how many the images have.
         pool: how the layer's value becomes a vector.
+        pretrained: whether ``net`` has been trained for long; None asks its normalisation layers.
         sync_batchnorm: changes nothing here: the head has no BatchNorm.
 
     Attributes:
@@ -85,6 +86,7 @@ class MoCo(Learner):
         std: Sequence[float] | None = None,
         channels: int | None = None,
         pool: Pool | None = None,
+        pretrained: bool | None = None,
         sync_batchnorm: bool | None = None,
     ) -> None:
         check_temperature("MoCo", temperature)
@@ -110,6 +112,7 @@ class MoCo(Learner):
             moving_average_decay=moving_average_decay,
             total_steps=total_steps,
             pool=pool,
+            pretrained=pretrained,
         )
         self.temperature, self.symmetric = temperature, symmetric
         self.key_parts = None if key_parts is None else int(key_parts)

@@ -32,6 +32,7 @@ class SimCLR(Learner):
         std: what they are divided by.
         channels: how many the images have.
         pool: how the layer's value becomes a vector.
+        pretrained: whether ``net`` has been trained for long; None asks its normalisation layers.
         sync_batchnorm: whether the head's BatchNorm shares statistics between processes; None does
             so in a group of several.
 
@@ -62,6 +63,7 @@ class SimCLR(Learner):
         std: Sequence[float] | None = None,
         channels: int | None = None,
         pool: Pool | None = None,
+        pretrained: bool | None = None,
         sync_batchnorm: bool | None = None,
     ) -> None:
         check_temperature("SimCLR", temperature)
@@ -81,6 +83,7 @@ class SimCLR(Learner):
             std=std,
             channels=channels,
             pool=pool,
+            pretrained=pretrained,
         )
         self.temperature = temperature
 

@@ -31,6 +31,7 @@ class SimSiam(Learner):
         std: what they are divided by.
         channels: how many the images have.
         pool: how the layer's value becomes a vector.
+        pretrained: whether ``net`` has been trained for long; None asks its normalisation layers.
         sync_batchnorm: whether the heads' BatchNorm shares statistics between processes; None does
             so in a group of several.
 
@@ -61,6 +62,7 @@ class SimSiam(Learner):
         std: Sequence[float] | None = None,
         channels: int | None = None,
         pool: Pool | None = None,
+        pretrained: bool | None = None,
         sync_batchnorm: bool | None = None,
     ) -> None:
         with drawn_apart():
@@ -83,6 +85,7 @@ class SimSiam(Learner):
             std=std,
             channels=channels,
             pool=pool,
+            pretrained=pretrained,
         )
 
     def loss(self, view1: Tensor, view2: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from byol_wrap.views.applying import Images, place
 from byol_wrap.views.pixels import as_unit_float
-from byol_wrap.views.recipes import VIEW1, VIEW2, Recipe
+from byol_wrap.views.recipes import VIEW1, VIEW2, Recipe, gentle
 
 Augment = Callable[[Any], Tensor]
 
@@ -29,6 +29,7 @@ class Views:
             the first one does; None for nothing.
         always: whether every pipeline does, and those images.
         recipes: of the default views, the first and the second.
+        gently: whether the default views crop from half of the area and more.
 
     Raises:
         TypeError: a pipeline that cannot be called.
@@ -43,12 +44,13 @@ class Views:
         *,
         always: bool = False,
         recipes: tuple[Recipe, Recipe] = (VIEW1, VIEW2),
+        gently: bool = False,
     ) -> None:
         for name, augment in (("augment_fn", augment_fn), ("augment_fn2", augment_fn2)):
             if augment is not None and not callable(augment):
                 raise TypeError(f"{name} should be callable, got {type(augment).__name__}.")
         self._given = augment_fn, augment_fn if augment_fn2 is None else augment_fn2
-        self._recipes = recipes
+        self._recipes = tuple(map(gentle, recipes)) if gently else recipes
         self.size = size
         self._normalize = normalize
         first, second = self._given

@@ -75,6 +75,15 @@ MOCO_VIEW = SIMSIAM_VIEW
 SIMCLR_VIEW = Recipe(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5)
 
 
+GENTLE_AREA = 0.5  # least share of an image that views of a pretrained net are cropped from
+
+
+def gentle(recipe: Recipe) -> Recipe:
+    """A recipe that crops from half of the image's area and more, and is the same otherwise."""
+    low, high = recipe.crop_area
+    return replace(recipe, crop_area=(max(low, min(GENTLE_AREA, high)), high))
+
+
 def as_pair(image_size: int | Sequence[int]) -> tuple[int, int]:
     """A side, or a pair (height, width), in pixels, as a pair.
 
