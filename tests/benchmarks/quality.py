@@ -59,7 +59,7 @@ def load(path: Path) -> Data:
     """CIFAR-10 from torchvision's folder, downloaded if it is not there; or from an .npz."""
     if path.suffix == ".npz":
         with np.load(path) as file:
-            return Data(*_decoded(file, "train"), *_decoded(file, "test"))
+            return Data(*decoded(file, "train_"), *decoded(file, "test_"))
     from torchvision.datasets import CIFAR10
 
     splits = []
@@ -76,15 +76,15 @@ def load(path: Path) -> Data:
     return Data(*splits)
 
 
-def _decoded(file: Any, split: str) -> tuple[Tensor, Tensor]:
+def decoded(file: Any, prefix: str = "") -> tuple[Tensor, Tensor]:
+    """Images and labels of an .npz that holds JPEG files, one after the other, and their ends."""
     from PIL import Image
 
-    data, ends = file[f"{split}_bytes"], file[f"{split}_ends"]
+    data, ends = file[f"{prefix}bytes"], file[f"{prefix}ends"]
     parts = np.split(data, ends[:-1])
-    images = np.stack(
-        [np.asarray(Image.open(io.BytesIO(p.tobytes())).convert("RGB")) for p in parts]
-    )
-    labels = torch.from_numpy(file[f"{split}_labels"].astype(np.int64))
+    opened = [Image.open(io.BytesIO(part.tobytes())).convert("RGB") for part in parts]
+    images = np.stack([np.asarray(image.resize(opened[0].size)) for image in opened])
+    labels = torch.from_numpy(file[f"{prefix}labels"].astype(np.int64))
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels
 
 
