@@ -11,6 +11,7 @@ from byol_wrap.methods.losses import byol_loss, moco_loss, nt_xent_loss, simsiam
 from byol_wrap.methods.moco import MoCo
 from byol_wrap.methods.simclr import SimCLR
 from byol_wrap.methods.simsiam import SimSiam
+from byol_wrap.recipe import TrainingRecipe, training_recipe
 from byol_wrap.training.optim import LARS, cosine_schedule, param_groups, warmup_cosine
 from byol_wrap.training.presets import PRESETS, SIBLING_PRESETS
 from byol_wrap.views import (
@@ -47,6 +48,7 @@ __all__ = [
     "Recipe",
     "SimCLR",
     "SimSiam",
+    "TrainingRecipe",
     "byol_loss",
     "cosine_ema_decay",
     "cosine_schedule",
@@ -60,6 +62,7 @@ __all__ = [
     "param_groups",
     "representation_candidates",
     "simsiam_loss",
+    "training_recipe",
     "warmup_cosine",
 ]
 

@@ -247,8 +247,8 @@ class Learner(Following):
         views = self._two_views(images, view2)
         if torch.is_grad_enabled():
             decay = (lambda: self.tau) if self.has_target else None
-            run = Run(decay, getattr(self, "predictor", None), self._attachment.optimizer)
-            self._watch.step(run, self, self.net)
+            about = getattr(self, "predictor", None), self._attachment.optimizer, self.pretrained
+            self._watch.step(Run(decay, *about), self, self.net)
             if self.has_target:
                 self.target.freeze_statistics_as(self.online)
         self._watch.forget_batch()

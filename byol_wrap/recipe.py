@@ -1,5 +1,6 @@
 """From a budget to all settings of a run, found on measurements."""
 
+import inspect
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,18 +11,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from byol_wrap.backbone.pretrained import is_pretrained
 from byol_wrap.learner import Learner
 from byol_wrap.methods.byol import BYOL
-from byol_wrap.methods.moco import MoCo
-from byol_wrap.methods.simclr import SimCLR
-from byol_wrap.methods.simsiam import SimSiam
 from byol_wrap.training.optim import param_groups, warmup_cosine
-from byol_wrap.views import MOCO_VIEW, SIMCLR_VIEW, SIMSIAM_VIEW, VIEW1, VIEW2, RandomView
-
-VIEWS = {
-    BYOL: (VIEW1, VIEW2),
-    SimSiam: (SIMSIAM_VIEW, SIMSIAM_VIEW),
-    SimCLR: (SIMCLR_VIEW, SIMCLR_VIEW),
-    MoCo: (MOCO_VIEW, MOCO_VIEW),
-}
+from byol_wrap.views import VIEW1, VIEW2
 
 
 @dataclass(frozen=True)
@@ -39,6 +30,7 @@ class TrainingRecipe:
         weight_decay: of what is no bias and no normalisation layer.
         crop_area: range of the share of an image's area that the views are cropped from.
         moving_average_decay: tau of the first update of a target; it rises to 1 over ``steps``.
+        projection_hidden_size: of heads that the method would make wider.
     """
 
     steps: int
@@ -51,31 +43,32 @@ class TrainingRecipe:
     weight_decay: float
     crop_area: tuple[float, float]
     moving_average_decay: float
+    projection_hidden_size: int
 
     def arguments(self, method: type[Learner] = BYOL) -> dict[str, Any]:
         """Keyword arguments for a learner: ``BYOL(net, **recipe.arguments())``.
 
         Args:
-            method: which learner they are for.
-
-        Raises:
-            TypeError: a method of your own, of whose views nothing is known.
+            method: which learner they are for. Of a method of your own its class attribute
+                ``recipes`` tells the two views, and its constructor which of the arguments it has.
         """
-        if method not in VIEWS:
-            known = ", ".join(kind.__name__ for kind in VIEWS)
-            raise TypeError(f"method should be one of {known}, got {method!r}.")
-        first, second = (replace(view, crop_area=self.crop_area) for view in VIEWS[method])
+        from byol_wrap.views import RandomView  # which imports kornia
+
+        recipes = getattr(method, "recipes", (VIEW1, VIEW2))
+        first, second = (replace(recipe, crop_area=self.crop_area) for recipe in recipes)
+        takes = inspect.signature(method).parameters
         given: dict[str, Any] = {
             "image_size": self.image_size,
-            "pretrained": self.pretrained,
             "augment_fn": RandomView(first, self.image_size),
             "augment_fn2": RandomView(second, self.image_size),
+            "pretrained": self.pretrained,
+            "moving_average_decay": self.moving_average_decay,
+            "total_steps": self.steps,
         }
-        if method in (BYOL, MoCo):
-            given["total_steps"] = self.steps
-        if method is BYOL:
-            given["moving_average_decay"] = self.moving_average_decay
-        return given
+        width = takes.get("projection_hidden_size")
+        if width is not None and (width.default or 0) > self.projection_hidden_size:
+            given["projection_hidden_size"] = self.projection_hidden_size
+        return {name: value for name, value in given.items() if name in takes}
 
     def optimizer(self, learner: Learner) -> tuple[torch.optim.AdamW, LambdaLR]:
         """AdamW for a learner, and the scheduler to be stepped after it."""
@@ -118,5 +111,6 @@ def training_recipe(
         warmup_steps=steps // 10,
         weight_decay=1e-4,
         crop_area=(0.5, 1.0) if known else (0.7, 1.0),
-        moving_average_decay=0.99,
+        moving_average_decay=0.99 if known else 0.9,
+        projection_hidden_size=1024,
     )

@@ -23,7 +23,17 @@ ALLOWED = {
     "updates": {"attachment", "ema", "guard", "networks"},
     "learner": {"backbone", "evaluation", "guard", "updates", "views"},
     "methods": {"learner", "views"},
-    "__init__": {"backbone", "evaluation", "learner", "ema", "methods", "training", "views"},
+    "recipe": {"backbone", "learner", "methods", "training", "views"},
+    "__init__": {
+        "backbone",
+        "evaluation",
+        "learner",
+        "ema",
+        "methods",
+        "recipe",
+        "training",
+        "views",
+    },
 }
 
 

@@ -7,7 +7,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from byol_wrap import BYOL, VIEW1, VIEW2, Learner, MoCo, SimCLR, SimSiam
+from byol_wrap import (
+    BYOL,
+    VIEW1,
+    VIEW2,
+    Learner,
+    MoCo,
+    SimCLR,
+    SimSiam,
+    param_groups,
+    training_recipe,
+)
 from byol_wrap.backbone.pretrained import is_pretrained
 
 SMALL = {"projection_hidden_size": 16, "projection_size": 8}
@@ -19,11 +29,14 @@ def conv_net(norm: Any = nn.BatchNorm2d) -> nn.Sequential:
 
 
 def seen(net: nn.Module, batches: int) -> nn.Module:
-    """A net whose BatchNorm layers have seen some batches in training mode."""
+    """A net whose BatchNorm layers have settled statistics, and say that they saw so many."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for _ in range(batches):
+        for _ in range(30):
             net(2 + torch.randn(4, 3, 8, 8, generator=generator))
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.num_batches_tracked.fill_(batches)
     return net
 
 
@@ -39,7 +52,8 @@ def spread(net: nn.Module, by: float) -> nn.Module:
 def test_a_net_is_pretrained_where_its_statistics_are_settled() -> None:
     assert not is_pretrained(conv_net())
     assert not is_pretrained(seen(conv_net(), 3))
-    assert is_pretrained(seen(conv_net(), 120))
+    assert not is_pretrained(seen(conv_net(), 300))
+    assert is_pretrained(seen(conv_net(), 20_000))
 
 
 def test_a_checkpoint_without_counts_is_of_a_pretrained_net() -> None:
@@ -71,7 +85,7 @@ def test_zero_initialised_weights_are_none_of_a_pretrained_net() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_statistics_of_a_pretrained_net_are_kept(method: type[Learner]) -> None:
     torch.manual_seed(0)
-    net = seen(conv_net(), 120)
+    net = seen(conv_net(), 20_000)
     before = [value.clone() for value in net.buffers()]
     learner = method(net, 16, **SMALL)
     assert learner.pretrained
@@ -99,16 +113,16 @@ def test_statistics_of_a_new_net_are_trained(method: type[Learner]) -> None:
 
 
 def test_the_user_may_say_otherwise() -> None:
-    net = seen(conv_net(), 120)
+    net = seen(conv_net(), 20_000)
     learner = BYOL(net, 16, pretrained=False, **SMALL)
     learner(torch.rand(8, 3, 16, 16))
-    assert int(net[1].num_batches_tracked) > 120
+    assert int(net[1].num_batches_tracked) > 20_000
     assert BYOL(conv_net(), 16, pretrained=True, **SMALL).pretrained
 
 
 def test_what_training_feeds_a_pretrained_net_is_what_eval_mode_makes_of_it() -> None:
     torch.manual_seed(0)
-    net = seen(conv_net(), 120)
+    net = seen(conv_net(), 20_000)
     learner = SimSiam(net, 16, augment_fn=lambda images: images, mean=(0,) * 3, std=(1,) * 3)
     images = torch.rand(8, 3, 16, 16)
     given: list[Tensor] = []
@@ -123,7 +137,7 @@ def test_the_default_views_of_a_pretrained_net_crop_from_half_of_the_area(
     method: type[Learner],
 ) -> None:
     gentle, usual = (
-        method(seen(conv_net(), 120), 16, pretrained=known, **SMALL)._views.augment1.recipe
+        method(seen(conv_net(), 20_000), 16, pretrained=known, **SMALL)._views.augment1.recipe
         for known in (True, False)
     )
     assert gentle.crop_area == (0.5, 1.0)
@@ -136,3 +150,121 @@ def test_views_of_ones_own_are_left_alone() -> None:
     learner = BYOL(conv_net(), 16, pretrained=True, augment_fn=own, **SMALL)
     assert learner._views.augment1 is own
     assert VIEW1.crop_area == VIEW2.crop_area == (0.08, 1.0)
+
+
+# The rate
+
+
+def images_of(size: int = 16) -> Tensor:
+    return torch.rand(16, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def loop(learner: Learner, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    for _ in range(steps):
+        loss = learner(images_of())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        learner.update_moving_average()
+
+
+@pytest.mark.parametrize("method", [BYOL, SimCLR])
+def test_a_rate_that_ruins_a_pretrained_net_is_told_once(method: type[Learner]) -> None:
+    torch.manual_seed(0)
+    learner = method(seen(conv_net(), 20_000), 16, **SMALL)
+    optimizer = torch.optim.AdamW(learner.parameters(), lr=1e-2)
+    with pytest.warns(UserWarning, match=r"moved by \d+ % in 20 steps") as told:
+        loop(learner, optimizer, 25)
+    assert len(told) == 1
+
+
+def test_a_rate_that_suits_it_is_not() -> None:
+    torch.manual_seed(0)
+    learner = BYOL(seen(conv_net(), 20_000), 16, **SMALL)
+    rates = {learner.net: 2e-4}
+    loop(learner, torch.optim.AdamW(param_groups(learner, 1e-4, rates=rates), lr=1e-3), 25)
+
+
+def test_a_new_net_may_go_as_far_as_it_likes() -> None:
+    torch.manual_seed(0)
+    learner = BYOL(conv_net(), 16, **SMALL)
+    loop(learner, torch.optim.AdamW(learner.parameters(), lr=1e-2), 25)
+
+
+def test_a_rate_that_rises_later_is_told_too() -> None:
+    torch.manual_seed(0)
+    learner = BYOL(seen(conv_net(), 20_000), 16, **SMALL)
+    optimizer = torch.optim.AdamW(learner.parameters(), lr=0.0)
+    loop(learner, optimizer, 99)
+    optimizer.param_groups[0]["lr"] = 1e-2
+    with pytest.warns(UserWarning, match="moved by"):
+        loop(learner, optimizer, 25)
+
+
+# The recipe
+
+
+def test_the_recipe_of_a_pretrained_net_is_careful_with_it() -> None:
+    new, old = (
+        training_recipe(net, 16, steps=300) for net in (conv_net(), seen(conv_net(), 20_000))
+    )
+    assert (new.pretrained, old.pretrained) == (False, True)
+    assert new.backbone_learning_rate == new.learning_rate
+    assert old.backbone_learning_rate < old.learning_rate
+    assert (new.heads_alone, old.heads_alone) == (0, 100)
+    assert old.crop_area == (0.5, 1.0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_recipe_trains_every_method(method: type[Learner]) -> None:
+    torch.manual_seed(0)
+    net = seen(conv_net(), 20_000)
+    recipe = training_recipe(net, 16, steps=9)
+    arguments = recipe.arguments(method)
+    assert arguments["augment_fn"].recipe == replace(method.recipes[0], crop_area=(0.5, 1.0))
+    learner = method(net, **arguments)
+    optimizer, scheduler = recipe.optimizer(learner)
+    before = [parameter.detach().clone() for parameter in net.parameters()]
+    moved = []
+    for _ in range(recipe.steps):
+        loss = learner(images_of())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        learner.update_moving_average()
+        pairs = zip(before, net.parameters(), strict=True)
+        moved.append(any(not torch.equal(old, new) for old, new in pairs))
+    assert moved.index(True) > recipe.heads_alone - 1, "the heads learn alone first"
+    assert moved[-1]
+    assert all(group["lr"] == 0 for group in optimizer.param_groups)
+    if learner.has_target:
+        assert learner.tau == 1
+
+
+def test_a_recipe_leaves_a_width_that_is_smaller_alone() -> None:
+    recipe = training_recipe(conv_net(), 16, steps=9)
+    assert recipe.arguments(BYOL)["projection_hidden_size"] == recipe.projection_hidden_size
+    assert "projection_hidden_size" not in recipe.arguments(SimSiam)
+
+
+def test_rates_of_a_recipe_rise_and_fall() -> None:
+    learner = BYOL(conv_net(), 16, pretrained=True, **SMALL)
+    recipe = training_recipe(learner.net, 16, steps=100, pretrained=True)
+    optimizer, scheduler = recipe.optimizer(learner)
+    heads, backbone = [], []
+    for _ in range(recipe.steps):
+        rates = {group["lr"] for group in optimizer.param_groups[:2]}
+        heads.append(max(rates))
+        backbone.append(max(group["lr"] for group in optimizer.param_groups[2:]))
+        optimizer.step()
+        scheduler.step()
+    assert max(heads) == pytest.approx(recipe.learning_rate)
+    assert max(backbone) == pytest.approx(recipe.backbone_learning_rate)
+    assert backbone[: recipe.heads_alone] == [0] * recipe.heads_alone
+    assert heads.index(max(heads)) == recipe.warmup_steps
+
+
+def test_a_recipe_needs_a_step() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        training_recipe(conv_net(), 16, steps=0)

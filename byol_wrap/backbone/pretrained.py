@@ -4,19 +4,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-SETTLED = 100  # batches after which running statistics at PyTorch's momentum are those of the data
-SPREAD = 0.05  # of a normalisation layer's weights, relative to their size, that training leaves
+LONG = 1000  # batches that BatchNorm layers counted
+SPREAD = 0.05  # of other layers' weights, relative to their size, that training leaves
 
 Normalisation = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 @torch.no_grad()
 def is_pretrained(net: nn.Module) -> bool:
-    """Whether a net's normalisation layers show that it was trained for long.
+    """Whether a net's normalisation layers show that it was trained for long, on other images.
 
-    Nets are made with one value for all weights of such a layer, and training spreads them; the
-    running statistics of BatchNorm are made as 0 and 1. A net that saw a few batches does not
-    count, nor does one without such layers, of which nothing can be told.
+    BatchNorm counts its batches: ``LONG`` of them are meant, or statistics from a checkpoint that
+    came without a count. Where there is no BatchNorm, training shows in the weights of the layers,
+    which start with one value and spread. Of a net without such layers nothing can be told.
     """
     layers = [layer for layer in net.modules() if isinstance(layer, Normalisation)]
     told = [_was_trained(layer) for layer in layers]
@@ -46,8 +46,8 @@ def _was_trained(layer: nn.Module) -> bool | None:
     if mean is not None and variance is not None:
         if not _is_readable(mean) or not ((mean != 0).any() or (variance != 1).any()):
             return False
-        count = layer.num_batches_tracked  # 0 where a checkpoint came without counts
-        return count is None or int(count) == 0 or int(count) >= SETTLED
+        count = int(getattr(layer, "num_batches_tracked", None) or 0)
+        return count == 0 or count >= LONG  # 0 where a checkpoint came without counts
     weight = getattr(layer, "weight", None)
     if weight is None or weight.numel() < 2:
         return None

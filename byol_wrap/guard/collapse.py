@@ -5,10 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from byol_wrap.evaluation.health import Outputs, std_ratio
+from byol_wrap.guard.later import Later
 
 # A std ratio below it is that of features which hardly tell images apart. Measured for each method:
 # "Collapse, by method" in tests/benchmarks/RESULTS.md.
@@ -30,11 +31,13 @@ class Run:
             target.
         predictor: of the learner; None for a method without one.
         optimizer: which one trains the learner, where that is known.
+        pretrained: whether the net was trained before.
     """
 
     decay: Callable[[], float] | None
     predictor: nn.Module | None
     optimizer: Optimizer | None
+    pretrained: bool = False
 
     @property
     def tau(self) -> float | None:
@@ -54,8 +57,7 @@ class CollapseWatch:
         self.not_finite = False  # whether a look found features that were not
         self._steps = 0
         self._collapsed_looks = 0
-        self._look: Tensor | None = None
-        self._copied: torch.cuda.Event | None = None
+        self._look = Later()
 
     def collapsed(self, outputs: Outputs) -> dict[str, float] | None:
         """Note what one more training step made of a batch.
@@ -67,18 +69,12 @@ class CollapseWatch:
         self._steps += 1
         if self._steps % LOOK_EVERY or len(outputs.representation1) < 2:
             return None
-        ratios: list[float] = []
-        if self._look is not None and (self._copied is None or self._copied.query()):
-            ratios = self._look.tolist()
+        if ratios := self._look.take():
             self.not_finite = not all(map(math.isfinite, ratios))
             self._collapsed_looks = self._collapsed_looks + 1 if min(ratios) < COLLAPSED else 0
-            self._look = None
-        if self._look is None:
+        if self._look.is_free:
             kinds = (outputs.representation1, outputs.projection1)
-            look = torch.stack([std_ratio(features).float() for features in kinds])
-            self._look = look.to("cpu", non_blocking=look.is_cuda)
-            stream = torch.cuda.current_stream(look.device) if look.is_cuda else None
-            self._copied = stream.record_event() if stream else None
+            self._look.put(torch.stack([std_ratio(features).float() for features in kinds]))
         if not ratios or self._collapsed_looks < LOOKS:
             return None
         return dict(zip(("representations", "projections"), ratios, strict=True))

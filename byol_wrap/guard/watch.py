@@ -9,6 +9,7 @@ from torch.nn.parameter import is_lazy
 
 from byol_wrap.evaluation.health import Outputs
 from byol_wrap.guard.collapse import CollapseWatch, Run, message
+from byol_wrap.guard.drift import Drift, drift_message
 
 STEPS_WITHOUT_UPDATE = 100  # after how many a learner says that its target stands still
 WHEN_ATTACHED = 20  # times as many, since an attached optimizer may add up many batches to a step
@@ -31,6 +32,7 @@ class Watch:
         self._writes = (0, 0)
         self._eval_writes: int | None = None  # of the net's, when a step in eval mode began
         self._collapse = CollapseWatch()
+        self._drift = Drift()
         self._seen: deque[tuple[Tensor, Tensor]] = deque(maxlen=8)
 
     def __reduce__(self) -> tuple[type["Watch"], tuple[()]]:
@@ -77,6 +79,8 @@ class Watch:
                 "learner.update_moving_average() after optimizer.step(), or "
                 "learner.attach(optimizer) once.",
             )
+        if run.pretrained and (far := self._drift.too_far(net)) is not None:
+            self.warn("drift", drift_message(far))
         outputs = self.outputs
         if outputs is None:
             return

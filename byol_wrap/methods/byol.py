@@ -63,6 +63,8 @@ class BYOL(Learner):
         torch.Size([5, 8])
     """
 
+    recipes = (VIEW1, VIEW2)
+
     def __init__(
         self,
         net: nn.Module,
@@ -92,7 +94,7 @@ class BYOL(Learner):
             hidden_layer,
             projector=projector,
             predictor=predictor,
-            recipes=(VIEW1, VIEW2),
+            recipes=self.recipes,
             augment_fn=augment_fn,
             augment_fn2=augment_fn2,
             mean=mean,

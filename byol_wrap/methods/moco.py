@@ -66,6 +66,8 @@ class MoCo(Learner):
     queue: Tensor
     queue_position: Tensor
 
+    recipes = (MOCO_VIEW, MOCO_VIEW)
+
     def __init__(
         self,
         net: nn.Module,
@@ -103,7 +105,7 @@ class MoCo(Learner):
             image_size,
             hidden_layer,
             projector=projector,
-            recipes=(MOCO_VIEW, MOCO_VIEW),
+            recipes=self.recipes,
             augment_fn=augment_fn,
             augment_fn2=augment_fn2,
             mean=mean,

@@ -48,6 +48,8 @@ class SimCLR(Learner):
         >>> learner(torch.rand(16, 3, 32, 32)).backward()
     """
 
+    recipes = (SIMCLR_VIEW, SIMCLR_VIEW)
+
     def __init__(
         self,
         net: nn.Module,
@@ -76,7 +78,7 @@ class SimCLR(Learner):
             image_size,
             hidden_layer,
             projector=projector,
-            recipes=(SIMCLR_VIEW, SIMCLR_VIEW),
+            recipes=self.recipes,
             augment_fn=augment_fn,
             augment_fn2=augment_fn2,
             mean=mean,

@@ -47,6 +47,8 @@ class SimSiam(Learner):
         >>> learner(torch.rand(16, 3, 32, 32)).backward()
     """
 
+    recipes = (SIMSIAM_VIEW, SIMSIAM_VIEW)
+
     def __init__(
         self,
         net: nn.Module,
@@ -78,7 +80,7 @@ class SimSiam(Learner):
             hidden_layer,
             projector=projector,
             predictor=predictor,
-            recipes=(SIMSIAM_VIEW, SIMSIAM_VIEW),
+            recipes=self.recipes,
             augment_fn=augment_fn,
             augment_fn2=augment_fn2,
             mean=mean,

@@ -38,8 +38,15 @@ import torch.nn.functional as F
 from quality import decoded, load, small_resnet
 from torch import Tensor, nn
 
-from byol_wrap import BYOL, IMAGENET_MEAN, IMAGENET_STD, RandomView, Recipe, SimSiam
-from byol_wrap import training_recipe
+from byol_wrap import (
+    BYOL,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    RandomView,
+    Recipe,
+    SimSiam,
+    training_recipe,
+)
 from byol_wrap.evaluation import knn_accuracy, linear_probe
 from byol_wrap.evaluation.health import alignment, effective_rank, relative_distance, uniformity
 from byol_wrap.views import Normalize, as_unit_float
@@ -368,7 +375,9 @@ def shuffled(count: int, batch_size: int, seed: int) -> Iterator[Tensor]:
     """Indices of batches, in a new order in each epoch."""
     generator = torch.Generator().manual_seed(seed)
     while True:
-        yield from torch.randperm(count, generator=generator).split(batch_size)[: count // batch_size]
+        yield from torch.randperm(count, generator=generator).split(batch_size)[
+            : count // batch_size
+        ]
 
 
 METHODS = {"BYOL": BYOL, "SimSiam": SimSiam}
@@ -385,7 +394,7 @@ def gains(row: dict[str, Any]) -> dict[str, float]:
 def table(rows: list[dict[str, Any]]) -> str:
     """What was run, a line a cell: before, after, and what was gained with its standard error."""
     lines = [
-        "| net, images, method | seeds | before: kNN / linear / 10 labels | after | gained | mean |",
+        "| cell | seeds | before: kNN / linear / 10 labels | after | gained | mean |",
         "|---|---|---|---|---|---|",
     ]
     cells: dict[str, list[dict[str, Any]]] = {}
@@ -400,9 +409,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         gained = " / ".join(f"{mean(p[m] for p in points):+.1f}" for m in MEASURES)
         of_mean = [p["mean"] for p in points]
         error = f" ± {stdev(of_mean) / len(runs) ** 0.5:.1f}" if len(runs) > 1 else ""
-        lines.append(
-            f"| {cell} | {len(runs)} | {before} | {after} | {gained} | {mean(of_mean):+.1f}{error} |"
-        )
+        columns = cell, str(len(runs)), before, after, gained, f"{mean(of_mean):+.1f}{error}"
+        lines.append(f"| {' | '.join(columns)} |")
     return "\n".join(lines)
 
 
