@@ -334,7 +334,7 @@ def run(start: str, data: str, method: str, seed: int, args: argparse.Namespace)
     net.to(memory_format=torch.channels_last)
     steps = args.steps or about.steps
     torch.manual_seed(seed)
-    recipe = training_recipe(net, about.size, steps=steps)
+    recipe = training_recipe(net, about.size, steps=steps, batch_size=args.batch_size)
     learner = METHODS[method](net, **recipe.arguments(METHODS[method]))
     optimizer, scheduler = recipe.optimizer(learner)
     original = copy.deepcopy(net)
