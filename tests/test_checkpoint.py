@@ -15,6 +15,7 @@ from methods import METHODS, PAPERS
 from methods import make as make_method
 from nets import conv_net
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from byol_wrap import BYOL, Learner
 
@@ -148,6 +149,50 @@ def test_shapes_are_checked_first_inside_another_module_too() -> None:
     assert not unchanged(before, learner)
 
 
+class Trainer(nn.Module):
+    """Holds a learner deep inside, as an engine's module does."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList([nn.ModuleDict({"model": learner})])
+
+
+HOLDERS: dict[str, tuple[Callable[[Learner], nn.Module], str]] = {
+    "a list": (lambda learner: nn.ModuleList([learner]), "0."),
+    "a module of modules": (Trainer, "parts.0.model."),
+    "an average": (AveragedModel, "module."),
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+@pytest.mark.parametrize("name", PAPERS)
+def test_inside_another_module_a_state_that_lacks_names_is_refused_whole(
+    name: str, holder: str
+) -> None:
+    hold, prefix = HOLDERS[holder]
+    outer = hold(make_method(name))
+    learner = outer.get_submodule(prefix[:-1])
+    own = learner.state_dict()
+    added = outer.state_dict().keys() - {prefix + key for key in own}
+    # SimCLR's has no name that others lack, and shapes that fit MoCo's; nor has the net's alone.
+    net = {key: value for key, value in own.items() if key.startswith("online.net.")}
+    simclr = {key: value for key, value in own.items() if key.startswith("online.")}
+    for lacking in [net] + [simclr] * (name != "SimCLR"):
+        given = {prefix + key: value + 1 for key, value in lacking.items()}
+        given |= {key: outer.state_dict()[key] for key in added}
+        before = everything(learner)
+        with pytest.raises(RuntimeError, match=r"left as it was: '.*' is missing \(\d+ in all"):
+            outer.load_state_dict(given)
+        assert unchanged(before, learner)
+        with pytest.raises(RuntimeError, match="' is not in the learner"):
+            outer.load_state_dict(outer.state_dict() | {f"{prefix}more.weight": torch.zeros(2)})
+        found = outer.load_state_dict(given, strict=False)
+        assert not found.unexpected_keys
+        assert torch.equal(learner.net[0].weight, given[f"{prefix}online.net.0.weight"])
+        outer.load_state_dict({**outer.state_dict(), **{prefix + k: v for k, v in own.items()}})
+        assert torch.equal(learner.net[0].weight, own["online.net.0.weight"])
+
+
 def test_the_target_s_own_state_is_loaded_again() -> None:
     """Also what it shares with the online network, which is empty there."""
     learner, other = make(), make()
@@ -191,8 +236,11 @@ def test_a_net_that_renames_old_keys_still_does() -> None:
 
     saved, learner = BYOL(Renamed(), 32, **SMALL), BYOL(Renamed(), 32, **SMALL)
     old = {k.replace(".new.", ".old."): v for k, v in saved.state_dict().items()}
+    outer = nn.ModuleDict({"learner": BYOL(Renamed(), 32, **SMALL)})
+    outer.load_state_dict({f"learner.{k}": v for k, v in old.items()})
     learner.load_state_dict(old)
-    assert torch.equal(learner.net.new.weight, saved.net.new.weight)
+    for loaded in (learner, outer["learner"]):
+        assert torch.equal(loaded.net.new.weight, saved.net.new.weight)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])

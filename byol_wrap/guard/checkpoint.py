@@ -1,5 +1,6 @@
 """A learner's checkpoints: they fit, or they are refused before anything is changed."""
 
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -94,9 +95,7 @@ class Checkpointed(nn.Module):
             RuntimeError: names (unless ``strict`` is False) or shapes differ; the message names the
                 first that does.
         """
-        # A net that renames keys of old checkpoints in a hook knows its keys better.
-        renames = any(module._load_state_dict_pre_hooks for module in self.net.modules())
-        self._check_fits(state_dict, names=strict and not renames)
+        self._check_fits(state_dict, names=strict)
         return super().load_state_dict(state_dict, strict, assign)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -110,7 +109,7 @@ class Checkpointed(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         fed = state_dict.pop(prefix + FED, None)
         given = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
-        self._check_fits(given, names=False)  # here as a part of another module
+        self._check_fits(given, names=is_loaded_strictly())  # also as a part of another module
         size = self._size_in(given)
         if size is not None:
             self._size_heads(size)
@@ -128,7 +127,9 @@ class Checkpointed(nn.Module):
         if size is not None:
             own |= self._sized_heads(size)
         own |= {name: given[name] for name in self._not_loaded(given)}
-        check_fits(own, given, self.net.state_dict(), names=names)
+        # A module that renames keys of old checkpoints in a hook knows its keys better.
+        renames = any(m._load_state_dict_pre_hooks for m in (self, *self.net.modules()))
+        check_fits(own, given, self.net.state_dict(), names=names and not renames)
 
     def _size_in(self, given: Mapping[str, Any]) -> int | None:
         """The representation's size by a state; None where no head waits for it, or none is told.
@@ -140,3 +141,18 @@ class Checkpointed(nn.Module):
             return None
         shape = _shape(given[waiting])
         return shape[1] if isinstance(shape, tuple) and len(shape) == 2 else 1
+
+
+LOADING = nn.Module.load_state_dict.__code__
+
+
+def is_loaded_strictly() -> bool:
+    """Whether a module that is loaded now, with all its parts, should have every name of a state.
+
+    ``load_state_dict`` keeps that to itself, and tells parts "strict" whatever it was told: it is
+    read off the call. Loaders of others that go through the parts themselves are taken as lenient.
+    """
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not LOADING:
+        frame = frame.f_back
+    return frame is not None and bool(frame.f_locals.get("strict"))
