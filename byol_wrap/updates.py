@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -107,22 +107,20 @@ class Following(Wrapper):
                 "The learner was attached to another optimizer, whose steps no longer move the "
                 "target: those of the one that is given now do.",
             )
-        name, head = self._last_head()
-        if not trained & {id(parameter) for parameter in head.parameters()}:
-            self._watch.untrained(name)
+        self._watch.attached(self, trained)
         return self._attachment.attach(optimizer, self._update)
 
     @torch.no_grad()
     def _update(self, skipped: Tensor | None = None) -> None:
         check_not_captured()
-        name, head = self._last_head()
-        if (pace := self._pace) is not None:
-            if self._watch.may_follow(head):
-                tau = self.tau if skipped is None else pace.tau_unless(skipped, self._kept_count())
-                self.target.follow(self.online, tau)
-            pace.advance(self._kept_count(), skipped)
-            self._watch.updated(pace.updates, pace.total_steps)
-        self._watch.look_at(self.net, head, name)
+        if (pace := self._pace) is None:
+            self._watch.updated(None, None)
+            return
+        if self._watch.may_follow(getattr(self, "predictor", self.online.projector)):
+            tau = self.tau if skipped is None else pace.tau_unless(skipped, self._kept_count())
+            self.target.follow(self.online, tau)
+        pace.advance(self._kept_count(), skipped)
+        self._watch.updated(pace.updates, pace.total_steps)
 
     def _kept_count(self) -> Tensor:
         step = self._buffers["step"]
@@ -133,11 +131,6 @@ class Following(Wrapper):
         if self._pace is None:
             raise AttributeError(f"{type(self).__name__} has no target network, and so no {name}.")
         return self._pace
-
-    def _last_head(self) -> tuple[str, nn.Module]:
-        """The head that nothing but an optimizer of the learner's parameters trains."""
-        name = "predictor" if "predictor" in self._modules else "projector"
-        return name, getattr(self, "predictor", self.online.projector)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from byol_wrap.evaluation.health import Outputs, std_ratio
+from byol_wrap.guard.later import Later
 
 # A std ratio below it is that of features which hardly tell images apart. Measured for each method:
 # "Collapse, by method" in tests/benchmarks/RESULTS.md.
@@ -54,8 +55,7 @@ class CollapseWatch:
         self.not_finite = False  # whether a look found features that were not
         self._steps = 0
         self._collapsed_looks = 0
-        self._look: Tensor | None = None
-        self._copied: torch.cuda.Event | None = None
+        self._look: Later | None = None
 
     def collapsed(self, outputs: Outputs) -> dict[str, float] | None:
         """Note what one more training step made of a batch.
@@ -68,17 +68,14 @@ class CollapseWatch:
         if self._steps % LOOK_EVERY or len(outputs.representation1) < 2:
             return None
         ratios: list[float] = []
-        if self._look is not None and (self._copied is None or self._copied.query()):
-            ratios = self._look.tolist()
+        if self._look is not None and self._look.has_come:
+            ratios = self._look.read()
             self.not_finite = not all(map(math.isfinite, ratios))
             self._collapsed_looks = self._collapsed_looks + 1 if min(ratios) < COLLAPSED else 0
             self._look = None
         if self._look is None:
             kinds = (outputs.representation1, outputs.projection1)
-            look = torch.stack([std_ratio(features).float() for features in kinds])
-            self._look = look.to("cpu", non_blocking=look.is_cuda)
-            stream = torch.cuda.current_stream(look.device) if look.is_cuda else None
-            self._copied = stream.record_event() if stream else None
+            self._look = Later(torch.stack([std_ratio(features).float() for features in kinds]))
         if not ratios or self._collapsed_looks < LOOKS:
             return None
         return dict(zip(("representations", "projections"), ratios, strict=True))
