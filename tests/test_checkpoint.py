@@ -193,6 +193,59 @@ def test_inside_another_module_a_state_that_lacks_names_is_refused_whole(
         assert torch.equal(learner.net[0].weight, own["online.net.0.weight"])
 
 
+@pytest.mark.parametrize("image_size", [32, None])
+@pytest.mark.parametrize("kind", ["pool", "layer", "normalisation"])
+def test_a_state_of_other_arguments_of_the_same_shapes_is_told(
+    tmp_path: Path, kind: str, image_size: int | None
+) -> None:
+    given, message = {
+        "pool": ({"pool": "max"}, "its representation is .*'max', this learner's is .*'mean'"),
+        "layer": ({"hidden_layer": 4}, "its representation is the output of layer '4' with"),
+        "normalisation": ({"mean": (0.1,) * 3, "std": (0.3,) * 3}, r"its normalisation is .*0\.1"),
+    }[kind]
+
+    def wrapped(image_size: int | None = 32, **options: Any) -> BYOL:
+        net = nn.Sequential(*conv_net(6)[:6])
+        return BYOL(net, image_size, **({"hidden_layer": 5, "pool": "mean"} | options), **SMALL)
+
+    torch.save(wrapped(**given).state_dict(), tmp_path / "learner.pt")
+    state = torch.load(tmp_path / "learner.pt", weights_only=True)
+    learner = wrapped(image_size)
+
+    def load() -> None:
+        outer = nn.ModuleDict({"learner": wrapped(**given)})
+        nn.ModuleDict({"learner": learner}).load_state_dict(outer.state_dict())
+        learner.load_state_dict(state)
+        learner(torch.rand(4, 3, 32, 32))
+
+    with pytest.warns(UserWarning, match=message) as caught:
+        load()
+    assert len(caught) == 1
+    for same in (wrapped(**given), wrapped(image_size, **given)):
+        same.load_state_dict(state)
+        same(torch.rand(4, 3, 32, 32))
+    wrapped().load_state_dict(dict(state))  # which keeps tensors alone
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_state_that_is_not_finite_is_refused_whole(name: str) -> None:
+    own = [key for key in make_method(name).state_dict() if key not in ("step", "queue_position")]
+    for key in ("online.net.0.weight", own[-1], "queue"):
+        learner = make_method(name)
+        state = learner.state_dict()
+        if key not in state or not state[key].is_floating_point():
+            continue
+        state[key] = state[key].clone().flatten().index_fill(0, torch.tensor(1), torch.nan)
+        state[key] = state[key].view_as(learner.state_dict()[key])
+        before = everything(learner)
+        with pytest.raises(RuntimeError, match=f"'{key}' is not finite, and the learner is left"):
+            learner.load_state_dict(state)
+        assert unchanged(before, learner)
+    state = make_method(name).state_dict()
+    state["online.net.1.running_var"] = torch.full((6,), torch.inf)  # the net's own affair
+    make_method(name).load_state_dict(state)
+
+
 def test_the_target_s_own_state_is_loaded_again() -> None:
     """Also what it shares with the online network, which is empty there."""
     learner, other = make(), make()

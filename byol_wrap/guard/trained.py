@@ -3,16 +3,14 @@
 import gc
 from collections.abc import Iterable, Sequence
 
-import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from byol_wrap.guard.later import Later
+from byol_wrap.guard.look import Look, is_plain
 
 NET = "net"
 HEADS_AFTER, NET_AFTER = 10, 100  # losses that went backward, before a part is said to be left out
-LOOKED_AT = 8  # parameters of a part whose values are compared
+WITHOUT_WAIT = ("cpu", "cuda")  # devices whose values come to the host without a wait
 
 HEADS_MESSAGE = (
     "The optimizer does not train the {}. Unless another one does, build it from "
@@ -40,8 +38,8 @@ class TrainedWatch:
 
     def __init__(self) -> None:
         self._backward = 0  # losses that gradients were taken of
-        self._first: dict[str, _Look] = {}
-        self._now: dict[str, _Look] = {}
+        self._first: dict[str, Look] = {}
+        self._now: dict[str, Look] = {}
         self._next = 1  # the number of such losses after which a look is due
         self._is_done = False
 
@@ -59,7 +57,7 @@ class TrainedWatch:
             return None
         if not self._now:
             found = {name: part for name, part in parts(learner).items() if self._may_stand(name)}
-            self._now = {name: _Look(part) for name, part in found.items()}
+            self._now = {name: Look(part, WITHOUT_WAIT) for name, part in found.items()}
             if not self._first:
                 self._first, self._now, self._next = self._now, {}, 1 + HEADS_AFTER
                 return None
@@ -89,34 +87,6 @@ class TrainedWatch:
         return "net", (NOTHING_MESSAGE if everything else NET_MESSAGE).format(NET_AFTER)
 
 
-class _Look:
-    """What tells whether parameters were changed: who they are, how often written, a few norms.
-
-    Fused optimizers do not count what they write, so a few norms are taken, too, where that is no
-    wait, and of plain tensors.
-    """
-
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self.who = [id(parameter) for parameter in parameters]
-        self.writes = sum(parameter._version for parameter in parameters)
-        plain = [p.detach() for p in parameters if _is_plain(p) and not is_lazy(p)]
-        plain = [p for p in plain if p.device.type in ("cpu", "cuda")]
-        chosen = plain[:: max(1, len(plain) // LOOKED_AT)]
-        norms = [p.float().norm().to(chosen[0].device, non_blocking=True) for p in chosen]
-        self.norms = Later(torch.stack(norms)) if norms else None
-
-    @property
-    def has_come(self) -> bool:
-        return self.norms is None or self.norms.has_come
-
-    def is_like(self, other: "_Look") -> bool:
-        if (self.who, self.writes) != (other.who, other.writes):
-            return False
-        if self.norms is None or other.norms is None:
-            return self.norms is other.norms
-        return self.norms.read() == other.norms.read()
-
-
 def parts(learner: nn.Module) -> dict[str, list[Tensor]]:
     """What an optimizer should train, by the names of its parts: "net", "projector" and others."""
     behind = set(getattr(learner, "_ddp_params_and_buffers_to_ignore", ()))
@@ -138,7 +108,7 @@ def in_no_optimizer(parts: dict[str, list[Tensor]]) -> list[str]:
     if not parts:
         return []
     held = list(_held())
-    if not all(map(_is_plain, held)):
+    if not all(map(is_plain, held)):
         return []
     known = {id(parameter) for parameter in held}
     return [name for name, part in parts.items() if known.isdisjoint(map(id, part))]
@@ -150,7 +120,3 @@ def _held() -> Iterable[Tensor]:
         if issubclass(type(thing), Optimizer):
             for group in getattr(thing, "param_groups", ()):
                 yield from group["params"]
-
-
-def _is_plain(parameter: Tensor) -> bool:
-    return type(parameter) in (Tensor, nn.Parameter) or is_lazy(parameter)

@@ -1,7 +1,6 @@
 """The one watch on training: it sees each step, and gives every warning, each once."""
 
 import math
-import warnings
 from collections import deque
 from collections.abc import Set
 
@@ -9,8 +8,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from byol_wrap.evaluation.health import Outputs
+from byol_wrap.guard.alike import AlikeWatch
 from byol_wrap.guard.collapse import CollapseWatch, Run, message
+from byol_wrap.guard.inputs import check_loss
 from byol_wrap.guard.trained import HEADS_MESSAGE, NET, TrainedWatch, in_no_optimizer, parts
+from byol_wrap.warning import warn
 
 STEPS_WITHOUT_UPDATE = 100  # after how many a learner says that its target stands still
 WHEN_ATTACHED = 20  # times as many, since an attached optimizer may add up many batches to a step
@@ -29,9 +31,11 @@ class Watch:
         self._steps = 0
         self._steps_since_update = 0
         self._updates = 0
+        self._in_training = False
         self._eval_writes: int | None = None  # of the net's, when a step in eval mode began
         self._collapse = CollapseWatch()
         self._trained = TrainedWatch()
+        self._alike = AlikeWatch()
         self._seen: deque[tuple[Tensor, Tensor]] = deque(maxlen=8)
 
     def __reduce__(self) -> tuple[type["Watch"], tuple[()]]:
@@ -41,7 +45,7 @@ class Watch:
         """Give a warning, unless it was given already."""
         if about not in self._warned:
             self._warned.add(about)
-            warnings.warn(message, UserWarning, stacklevel=3)
+            warn(message)
 
     # What came out of the networks
 
@@ -63,8 +67,13 @@ class Watch:
 
     # What happens in training
 
+    def wrapped(self, net: nn.Module) -> None:
+        """A target was made of a net as it is now."""
+        self._alike.wrapped(net)
+
     def step(self, run: Run, learner: nn.Module, net: nn.Module) -> None:
         """A loss with gradient begins; what the one before it left is looked at."""
+        self._in_training = learner.training
         if not self._is_training(learner, net):
             return
         self._steps += 1
@@ -78,6 +87,8 @@ class Watch:
                 "learner.update_moving_average() after optimizer.step(), or "
                 "learner.attach(optimizer) once.",
             )
+        if run.decay is not None and (replaced := self._alike.replaced(learner, net)):
+            self.warn("replaced", replaced)
         if left_out := self._trained.left_out(learner):
             self.warn(*left_out)
         outputs = self.outputs
@@ -91,7 +102,12 @@ class Watch:
             self.warn("collapse", message(ratios, run, self._steps_since_update, batch_size))
 
     def lost(self, loss: Tensor) -> None:
-        """A training step has its loss, which is looked at where that is no wait."""
+        """A training step has its loss, which is looked at where that is no wait.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: it is none that can be trained with.
+        """
+        check_loss(loss, trains=self._in_training)
         self._trained.follow(loss)
         if _is_readable(loss) and not _is_finite(loss.detach()):
             self._warn_of_not_finite("The loss", self._steps)

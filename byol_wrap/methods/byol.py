@@ -62,6 +62,8 @@ class BYOL(Learner):
         torch.Size([5, 8])
     """
 
+    _settled = (*Learner._settled, "projection_size", "projection_hidden_size", "sync_batchnorm")
+
     def __init__(
         self,
         net: nn.Module,

@@ -65,6 +65,15 @@ class MoCo(Learner):
     queue: Tensor
     queue_position: Tensor
 
+    _moves_on = True
+    _settled = (
+        *Learner._settled,
+        "projection_size",
+        "projection_hidden_size",
+        "queue_size",
+        "sync_batchnorm",
+    )
+
     def __init__(
         self,
         net: nn.Module,

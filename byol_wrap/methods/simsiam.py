@@ -46,6 +46,14 @@ class SimSiam(Learner):
         >>> learner(torch.rand(16, 3, 32, 32)).backward()
     """
 
+    _settled = (
+        *Learner._settled,
+        "projection_size",
+        "projection_hidden_size",
+        "prediction_hidden_size",
+        "sync_batchnorm",
+    )
+
     def __init__(
         self,
         net: nn.Module,
