@@ -78,11 +78,11 @@ class Wrapper(Checkpointed):
         check_net(net)
         hidden_layer = plain_integer(hidden_layer)
         guesses = possible_channels(net) if channels is None else [check_channels(channels)]
-        self.channels = guesses[0]
+        self._channels = guesses[0]
         self._hidden_layer = None if hidden_layer is None else layer_name(net, hidden_layer)
         self._pool = check_pool(pool)
         size = None if image_size is None else as_pair(image_size)
-        self.pretrained = is_pretrained(net) if pretrained is None else bool(pretrained)
+        self._pretrained = is_pretrained(net) if pretrained is None else bool(pretrained)
 
         like = float_parameter(net)
         dtype = torch.promote_types(like.dtype, torch.float32)
@@ -94,11 +94,11 @@ class Wrapper(Checkpointed):
         self._watch = Watch()
         self._gate = Gate()
         if size is not None:
-            self.channels, _ = on_noise(net, guesses, size, self._build)
+            self._channels, _ = on_noise(net, guesses, size, self._build)
         told = mean is not None or std is not None
-        normalize = normalization(mean, std, self.channels)
+        normalize = normalization(mean, std, self._channels)
         given = augment_fn, augment_fn2, size, normalize
-        self._views = Views(*given, always=told, recipes=recipes, gently=self.pretrained)
+        self._views = Views(*given, always=told, recipes=recipes, gently=self._pretrained)
         self._channels_are_guessed = channels is None and mean is None
 
     @property
@@ -179,7 +179,7 @@ class Wrapper(Checkpointed):
         view1, view2 = self._views(images) if view2 is None else (images, view2)
         if torch.is_grad_enabled():
             self._gate.trains_on(fed, view1, in_eval_mode=not self.training)
-            if self.pretrained:
+            if self._pretrained:
                 keep_statistics(self.net)
         if fed == "images":
             self._gate.views(view1, self._views.normalize is not None, self._watch.warn)
@@ -213,7 +213,7 @@ class Wrapper(Checkpointed):
         if self.representation is None and self._channels_are_guessed:
             self._settle_channels(images)
         warn, any_shape = self._watch.warn, self._views.is_own
-        self._gate.images(images, self.channels, self._place(), warn, any_shape=any_shape)
+        self._gate.images(images, self._channels, self._place(), warn, any_shape=any_shape)
 
     def _place(self) -> torch.device:
         """Where the networks are, and so where images should be."""
@@ -234,9 +234,9 @@ class Wrapper(Checkpointed):
 
     def _settle_channels(self, images: Tensor) -> None:
         """Mend a guess of the images' channels by the first images."""
-        guess, self.channels = self.channels, channels_of(self.net, images, self.channels)
-        if self.channels != guess and self._views.normalize is not None:
-            self._views.normalize = normalization(None, None, self.channels)
+        guess, self._channels = self._channels, channels_of(self.net, images, self._channels)
+        if self._channels != guess and self._views.normalize is not None:
+            self._views.normalize = normalization(None, None, self._channels)
 
     @torch.inference_mode(False)
     def _build(self, sample: Tensor) -> None:

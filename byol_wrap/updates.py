@@ -1,21 +1,37 @@
 """When the target network moves, and how far: by hand, or after an optimizer's steps."""
 
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from byol_wrap.attachment import Attachment, check_trains, innermost
 from byol_wrap.ema import Pace
-from byol_wrap.guard.checkpoint import FED
-from byol_wrap.guard.inputs import check_not_captured
+from byol_wrap.guard.checkpoint import FED, differences
+from byol_wrap.guard.inputs import bytes_explained, check_not_captured, is_in_backward
+from byol_wrap.guard.start import Start
 from byol_wrap.networks import Wrapper
+
+NOT_AGAIN = (
+    "cannot be run again in backward: since its forward the queue has moved on. Leave the learner "
+    "as a whole out of activation checkpoints, and put those around blocks of its net."
+)
 
 
 class Following(Wrapper):
     """Networks of which one, the target, follows the other, where the method has a target."""
+
+    _settled: ClassVar[Collection[str]] = (
+        *("net", "image_size", "hidden_layer", "projector", "recipes", "augment_fn", "augment_fn2"),
+        *("mean", "std", "channels", "pool", "pretrained"),
+    )
+    _moves_on: ClassVar[bool] = False  # whether a forward changes what the next one is held against
+    _has_run = _takes_bytes = False
+    _start: Start | None = None  # until training begins
+    _saved_meaning: Mapping[str, str] | None = None  # of the state that was loaded
 
     def __init__(
         self,
@@ -30,6 +46,19 @@ class Following(Wrapper):
             self.register_buffer("step", torch.zeros((), dtype=torch.long, device=self._place()))
         self._pace = pace
         self._attachment = Attachment()
+        if pace is not None:
+            self._start = self._as_it_starts()
+            self._watch.wrapped(self.net)
+
+    @property
+    def channels(self) -> int:
+        """How many the images have."""
+        return self._channels
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether the net counts as one that was trained before it was wrapped."""
+        return self._pretrained
 
     @property
     def step(self) -> Tensor:
@@ -107,22 +136,51 @@ class Following(Wrapper):
                 "The learner was attached to another optimizer, whose steps no longer move the "
                 "target: those of the one that is given now do.",
             )
-        name, head = self._last_head()
-        if not trained & {id(parameter) for parameter in head.parameters()}:
-            self._watch.untrained(name)
+        self._watch.attached(self, trained)
         return self._attachment.attach(optimizer, self._update)
+
+    def _two_views(self, images: Any, view2: Tensor | None) -> tuple[Tensor, Tensor]:
+        again = is_in_backward()
+        if again and self._moves_on and self._has_run:
+            raise RuntimeError(f"{type(self).__name__} {NOT_AGAIN}")
+        self._catch_up()
+        with bytes_explained(images, view2) as are_bytes:
+            views = super()._two_views(images, view2)
+            if are_bytes and not self._takes_bytes:
+                self.embed(images[:1], prepared=True)
+                self._takes_bytes = True
+        if torch.is_grad_enabled():
+            self._start, self._has_run = None, self._has_run or not again
+        return views
+
+    def _catch_up(self) -> None:
+        """Before training begins the target is what the online network is."""
+        if self._start is not None:
+            self._start.catch_up(self.online, self.target)
+
+    def _as_it_starts(self) -> Start:
+        shared = {f"net.{name}" for name in self.target.behind}
+        return Start(self.online, self.target, shared)
+
+    def _build(self, sample: Tensor) -> None:
+        self._catch_up()
+        super()._build(sample)
+        if self._start is not None:
+            self._start = self._as_it_starts()  # heads have their sizes now
+        self._is_meant(self._saved_meaning or {})
 
     @torch.no_grad()
     def _update(self, skipped: Tensor | None = None) -> None:
         check_not_captured()
-        name, head = self._last_head()
-        if (pace := self._pace) is not None:
-            if self._watch.may_follow(head):
-                tau = self.tau if skipped is None else pace.tau_unless(skipped, self._kept_count())
-                self.target.follow(self.online, tau)
-            pace.advance(self._kept_count(), skipped)
-            self._watch.updated(pace.updates, pace.total_steps)
-        self._watch.look_at(self.net, head, name)
+        self._start = None
+        if (pace := self._pace) is None:
+            self._watch.updated(None, None)
+            return
+        if self._watch.may_follow(getattr(self, "predictor", self.online.projector)):
+            tau = self.tau if skipped is None else pace.tau_unless(skipped, self._kept_count())
+            self.target.follow(self.online, tau)
+        pace.advance(self._kept_count(), skipped)
+        self._watch.updated(pace.updates, pace.total_steps)
 
     def _kept_count(self) -> Tensor:
         step = self._buffers["step"]
@@ -134,29 +192,51 @@ class Following(Wrapper):
             raise AttributeError(f"{type(self).__name__} has no target network, and so no {name}.")
         return self._pace
 
-    def _last_head(self) -> tuple[str, nn.Module]:
-        """The head that nothing but an optimizer of the learner's parameters trains."""
-        name = "predictor" if "predictor" in self._modules else "projector"
-        return name, getattr(self, "predictor", self.online.projector)
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if self._pace is not None:
             self._pace.left(self._kept_count())
+        if self._start is not None:
+            self._start = self._as_it_starts()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._catch_up()
+        return vars(self)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Following":
+        self._catch_up()
         super()._apply(fn, recurse)
+        if self._start is not None:
+            self._start = self._as_it_starts()
         if self._pace is not None:
             self._pace.left(self._kept_count())  # which may be another now
         return self
 
-    def _state_is_loaded(self, fed: Any) -> None:
+    def _state_is_loaded(self, given: Mapping[str, Any], fed: Any) -> None:
+        if any(name.startswith("target.") for name in given):
+            self._start = None  # it says where the target is
         if fed is not None:
             self._gate.remember(int(fed))
         if self._pace is not None:
             self._pace.read_anew(self._kept_count())
 
+    def _meaning(self) -> dict[str, str]:
+        if (read := self.representation) is None:
+            return {}
+        normalize = self._views.normalize
+        pool = read.pool if isinstance(read.pool, str) else getattr(read.pool, "__qualname__", "")
+        return {
+            "representation": f"{read.where} with pool {pool!r}",
+            "normalisation": "none" if normalize is None else repr(normalize),
+        }
+
+    def _is_meant(self, saved: Mapping[str, str]) -> None:
+        self._saved_meaning = saved  # compared again once the representation is known
+        if saved and (told := differences(self._meaning(), saved)):
+            self._watch.warn("meaning", told)
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self._catch_up()
         if self._pace is not None:
             self._pace.mend(self._kept_count())
         super()._save_to_state_dict(destination, prefix, keep_vars)

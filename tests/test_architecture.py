@@ -12,10 +12,11 @@ PACKAGE = Path(byol_wrap.__file__).parent
 ALLOWED = {
     "backbone": set(),
     "data": set(),
-    "views": set(),
+    "views": {"warning"},
+    "warning": set(),
     "training": set(),
     "evaluation": {"backbone", "data"},
-    "guard": {"evaluation"},
+    "guard": {"evaluation", "warning"},
     "attachment": set(),
     "target": {"backbone", "ema"},
     "ema": set(),

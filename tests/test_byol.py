@@ -264,7 +264,7 @@ def test_attach_is_forgiving_and_strict_where_it_should_be() -> None:
         make().attach(optimizer)
     other = make()
     headless = torch.optim.SGD(other.net.parameters(), lr=0.1)
-    with pytest.warns(UserWarning, match="does not train the predictor"):
+    with pytest.warns(UserWarning, match="does not train the projector and the predictor"):
         other.attach(headless)
     frozen = torch.optim.SGD(learner.target.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="none of the learner's parameters"):
@@ -282,7 +282,7 @@ def test_an_optimizer_of_the_net_s_parameters_alone_is_noticed() -> None:
             learner.update_moving_average()  # while there are gradients, as in most loops
 
     learner = make()
-    with pytest.warns(UserWarning, match="does not train the predictor") as caught:
+    with pytest.warns(UserWarning, match="not train the projector and the predictor") as caught:
         train(learner, torch.optim.AdamW(learner.net.parameters()))
     assert len(caught) == 1
     for heads_trained in ("with the net", "apart", "not, as was wished"):
@@ -290,10 +290,11 @@ def test_an_optimizer_of_the_net_s_parameters_alone_is_noticed() -> None:
         optimizers = [torch.optim.AdamW(learner.parameters())]
         if heads_trained != "with the net":
             optimizers = [torch.optim.AdamW(learner.net.parameters())]
+        heads = nn.ModuleList([learner.online.projector, learner.predictor])
         if heads_trained == "apart":
-            optimizers.append(torch.optim.SGD(learner.predictor.parameters(), lr=0.1))
+            optimizers.append(torch.optim.SGD(heads.parameters(), lr=0.1))
         elif heads_trained == "not, as was wished":
-            learner.predictor.requires_grad_(False)
+            heads.requires_grad_(False)
         train(learner, *optimizers)
 
 

@@ -15,6 +15,7 @@ from methods import METHODS, PAPERS
 from methods import make as make_method
 from nets import conv_net
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from byol_wrap import BYOL, Learner
 
@@ -148,6 +149,103 @@ def test_shapes_are_checked_first_inside_another_module_too() -> None:
     assert not unchanged(before, learner)
 
 
+class Trainer(nn.Module):
+    """Holds a learner deep inside, as an engine's module does."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList([nn.ModuleDict({"model": learner})])
+
+
+HOLDERS: dict[str, tuple[Callable[[Learner], nn.Module], str]] = {
+    "a list": (lambda learner: nn.ModuleList([learner]), "0."),
+    "a module of modules": (Trainer, "parts.0.model."),
+    "an average": (AveragedModel, "module."),
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+@pytest.mark.parametrize("name", PAPERS)
+def test_inside_another_module_a_state_that_lacks_names_is_refused_whole(
+    name: str, holder: str
+) -> None:
+    hold, prefix = HOLDERS[holder]
+    outer = hold(make_method(name))
+    learner = outer.get_submodule(prefix[:-1])
+    own = learner.state_dict()
+    added = outer.state_dict().keys() - {prefix + key for key in own}
+    # SimCLR's has no name that others lack, and shapes that fit MoCo's; nor has the net's alone.
+    net = {key: value for key, value in own.items() if key.startswith("online.net.")}
+    simclr = {key: value for key, value in own.items() if key.startswith("online.")}
+    for lacking in [net] + [simclr] * (name != "SimCLR"):
+        given = {prefix + key: value + 1 for key, value in lacking.items()}
+        given |= {key: outer.state_dict()[key] for key in added}
+        before = everything(learner)
+        with pytest.raises(RuntimeError, match=r"left as it was: '.*' is missing \(\d+ in all"):
+            outer.load_state_dict(given)
+        assert unchanged(before, learner)
+        with pytest.raises(RuntimeError, match="' is not in the learner"):
+            outer.load_state_dict(outer.state_dict() | {f"{prefix}more.weight": torch.zeros(2)})
+        found = outer.load_state_dict(given, strict=False)
+        assert not found.unexpected_keys
+        assert torch.equal(learner.net[0].weight, given[f"{prefix}online.net.0.weight"])
+        outer.load_state_dict({**outer.state_dict(), **{prefix + k: v for k, v in own.items()}})
+        assert torch.equal(learner.net[0].weight, own["online.net.0.weight"])
+
+
+@pytest.mark.parametrize("image_size", [32, None])
+@pytest.mark.parametrize("kind", ["pool", "layer", "normalisation"])
+def test_a_state_of_other_arguments_of_the_same_shapes_is_told(
+    tmp_path: Path, kind: str, image_size: int | None
+) -> None:
+    given, message = {
+        "pool": ({"pool": "max"}, "its representation is .*'max', this learner's is .*'mean'"),
+        "layer": ({"hidden_layer": 4}, "its representation is the output of layer '4' with"),
+        "normalisation": ({"mean": (0.1,) * 3, "std": (0.3,) * 3}, r"its normalisation is .*0\.1"),
+    }[kind]
+
+    def wrapped(image_size: int | None = 32, **options: Any) -> BYOL:
+        net = nn.Sequential(*conv_net(6)[:6])
+        return BYOL(net, image_size, **({"hidden_layer": 5, "pool": "mean"} | options), **SMALL)
+
+    torch.save(wrapped(**given).state_dict(), tmp_path / "learner.pt")
+    state = torch.load(tmp_path / "learner.pt", weights_only=True)
+    learner = wrapped(image_size)
+
+    def load() -> None:
+        outer = nn.ModuleDict({"learner": wrapped(**given)})
+        nn.ModuleDict({"learner": learner}).load_state_dict(outer.state_dict())
+        learner.load_state_dict(state)
+        learner(torch.rand(4, 3, 32, 32))
+
+    with pytest.warns(UserWarning, match=message) as caught:
+        load()
+    assert len(caught) == 1
+    for same in (wrapped(**given), wrapped(image_size, **given)):
+        same.load_state_dict(state)
+        same(torch.rand(4, 3, 32, 32))
+    wrapped().load_state_dict(dict(state))  # which keeps tensors alone
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_state_that_is_not_finite_is_refused_whole(name: str) -> None:
+    own = [key for key in make_method(name).state_dict() if key not in ("step", "queue_position")]
+    for key in ("online.net.0.weight", own[-1], "queue"):
+        learner = make_method(name)
+        state = learner.state_dict()
+        if key not in state or not state[key].is_floating_point():
+            continue
+        state[key] = state[key].clone().flatten().index_fill(0, torch.tensor(1), torch.nan)
+        state[key] = state[key].view_as(learner.state_dict()[key])
+        before = everything(learner)
+        with pytest.raises(RuntimeError, match=f"'{key}' is not finite, and the learner is left"):
+            learner.load_state_dict(state)
+        assert unchanged(before, learner)
+    state = make_method(name).state_dict()
+    state["online.net.1.running_var"] = torch.full((6,), torch.inf)  # the net's own affair
+    make_method(name).load_state_dict(state)
+
+
 def test_the_target_s_own_state_is_loaded_again() -> None:
     """Also what it shares with the online network, which is empty there."""
     learner, other = make(), make()
@@ -191,8 +289,11 @@ def test_a_net_that_renames_old_keys_still_does() -> None:
 
     saved, learner = BYOL(Renamed(), 32, **SMALL), BYOL(Renamed(), 32, **SMALL)
     old = {k.replace(".new.", ".old."): v for k, v in saved.state_dict().items()}
+    outer = nn.ModuleDict({"learner": BYOL(Renamed(), 32, **SMALL)})
+    outer.load_state_dict({f"learner.{k}": v for k, v in old.items()})
     learner.load_state_dict(old)
-    assert torch.equal(learner.net.new.weight, saved.net.new.weight)
+    for loaded in (learner, outer["learner"]):
+        assert torch.equal(loaded.net.new.weight, saved.net.new.weight)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])

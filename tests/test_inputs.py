@@ -437,3 +437,21 @@ def test_net_that_cannot_take_the_images_says_so():
     with pytest.raises(ValueError, match="Do image_size and channels suit it") as caught:
         BYOL(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4)), 16)
     assert "(2, 3, 16, 16)" in str(caught.value)
+
+
+def test_a_pair_of_bytes_is_refused_unless_the_net_takes_bytes():
+    class Frames(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = small_net()
+
+        def forward(self, x):
+            return self.net(x.float() / 255)
+
+    pair = (torch.rand(2, 4, 3, 16, 16) * 255).byte()
+    for image_size in (16, None):
+        learner = small_learner(image_size=image_size)
+        with pytest.raises(TypeError, match="are uint8, and two views are fed as they are"):
+            learner(*pair)
+        learner(*pair.float()).backward()
+    BYOL(Frames(), 16, projection_size=8, projection_hidden_size=16)(*pair).backward()

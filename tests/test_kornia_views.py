@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 import kornia.augmentation as augmentation
+import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as TF
@@ -423,3 +424,52 @@ def test_each_pipeline_is_normalised_by_its_own_kind(swapped):
     learner = BYOL(conv_net(6), 32, augment_fn=first, augment_fn2=second)
     reds = [view[0, 0, 0, 0].item() for view in learner.views(torch.full((2, 3, 32, 32), 0.9))]
     assert reds == pytest.approx([0.8, RED] if swapped else [RED, 0.8], abs=1e-5)
+
+
+# What a view is not made of
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (np.zeros((3, 32, 32)), TypeError, "got ndarray; convert it"),
+        (None, TypeError, "got NoneType"),
+        ([], TypeError, "got an empty one"),
+        ([np.zeros((3, 32, 32))], TypeError, "got one of ndarray"),
+        ((torch.rand(2, 3, 32, 32),) * 2, ValueError, r"got \(2, 3, 32, 32\); give a batch"),
+        (torch.rand(2, 2, 3, 32, 32), ValueError, r"got \(2, 2, 3, 32, 32\)"),
+        (torch.rand(32), ValueError, r"got \(32,\)"),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.int16), TypeError, r"got torch.int16.*65535"),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.complex64), TypeError, "got torch.complex64"),
+    ],
+)
+def test_what_is_no_image_is_refused_by_what_it_is(wrong, error, message):
+    with pytest.raises(error, match=message):
+        RandomView(VIEW1, 16)(wrong)
+
+
+@pytest.mark.parametrize(("scale", "message"), [(255, "still in"), (-2, "normalised already")])
+def test_a_view_alone_tells_of_floats_that_are_no_pixels(scale, message):
+    view, batch = RandomView(VIEW1, 16), images()
+    with pytest.warns(UserWarning, match=message) as caught:
+        augmentation.ImageSequential(view)(batch * scale)
+    assert [w.filename for w in caught] == [__file__]
+    view(batch), view([image * 1.02 for image in batch])
+    learner = BYOL(conv_net(6), 32, projection_size=8, augment_fn=RandomView(VIEW1, 32))
+    with pytest.warns(UserWarning, match=message) as caught:  # once: the learner has looked
+        learner(batch * scale)
+    assert [w.filename for w in caught] == [__file__]
+
+
+def test_a_view_cannot_be_undone():
+    steps = augmentation.AugmentationSequential(RandomView(VIEW1, 16))
+    view = steps(images())
+    with pytest.raises(NotImplementedError, match="cannot be undone: its crop leaves out"):
+        steps.inverse(view)
+
+
+def test_a_container_that_takes_no_list_is_named():
+    steps = augmentation.ImageSequential(RandomView(VIEW1, 16))
+    learner = BYOL(conv_net(6), 16, projection_size=8, augment_fn=steps)
+    with pytest.raises(TypeError, match=r"given a list of images .* A RandomView alone does"):
+        learner(list(images()))

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from nets import conv_net
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from byol_wrap import MoCo
 
@@ -229,3 +230,38 @@ def test_in_eval_mode_keys_come_in_one_forward_and_draw_nothing() -> None:
 def test_numbers_that_are_not_positive_integers_are_refused(name: str, wrong: object) -> None:
     with pytest.raises(ValueError, match=f"{name} should be a positive integer, got {wrong!r}"):
         MoCo(conv_net(6), **{name: wrong})  # type: ignore[arg-type]
+
+
+def test_an_activation_checkpoint_around_the_learner_does_not_enqueue_twice() -> None:
+    views = two_views(4)
+    asks = torch.ones((), requires_grad=True)
+    learner = make()
+    loss = checkpoint(learner, *views, use_reentrant=False)
+    with pytest.raises(RuntimeError, match="MoCo cannot be run again in backward"):
+        loss.backward()
+    assert learner.queue_position == 4
+    learner = make()
+    for _ in range(2):  # the other kind runs forward without a gradient, and so but once
+        checkpoint(lambda _, *v: learner(*v), asks, *views, use_reentrant=True).backward()
+    assert learner.queue_position == 8
+
+
+def test_activation_checkpoints_within_the_net_change_nothing() -> None:
+    class Blocks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.rest = nn.Sequential(*conv_net(6)[:3]), nn.Sequential(*conv_net(6)[3:])
+            self.saves = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = checkpoint(self.first, x, use_reentrant=False) if self.saves else self.first(x)
+            return self.rest(x)
+
+    plain, saving = (make(net=Blocks()) for _ in range(2))
+    saving.load_state_dict(plain.state_dict())
+    saving.net.saves = True
+    for learner in (plain, saving):
+        for seed in range(2):
+            learner(*two_views(4, seed)).backward()
+    assert torch.equal(plain.queue, saving.queue)
+    assert plain.queue_position == saving.queue_position == 8

@@ -2,13 +2,17 @@
 
 import ast
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from nets import conv_net
-from torch import nn
+from torch import Tensor, nn
+
+from byol_wrap import Learner
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -72,3 +76,48 @@ def test_what_it_gets_from_the_learner() -> None:
         next(other.halves(torch.rand(4, 3, 32, 32)))
     with pytest.raises(RuntimeError, match="does not fit"):
         other.load_state_dict(own_method.VICReg(conv_net(7), 32, width=8).state_dict())
+
+
+class Own(Learner):
+    """A method of one's own, whose loss is a function of the views' projections."""
+
+    def __init__(
+        self, of: Callable[[Tensor], Any], image_size: int | None = 32, **heads: nn.Module
+    ) -> None:
+        torch.manual_seed(0)
+        super().__init__(conv_net(6), image_size, projector=nn.LazyLinear(4), **heads)
+        self.head = nn.LazyLinear(3)
+        self.of = of
+
+    def loss(self, view1: Tensor, view2: Tensor) -> Any:
+        return self.of(self.head(self.project(view1)) - self.project(view2)[:, :3])
+
+
+WRONG: dict[str, tuple[Callable[[Tensor], Any], type[Exception], str]] = {
+    "a number": (lambda d: d.square().mean().item(), TypeError, "got float: leave out .item()"),
+    "a tuple": (lambda d: (d.square().mean(), d), TypeError, "got tuple: return it alone"),
+    "nothing": (lambda d: None, TypeError, "got NoneType"),
+    "one for each image": (lambda d: d.square().mean(1), ValueError, r"got \(4,\): take its mean"),
+    "an integer": (lambda d: d.sum().long(), TypeError, "return floats, got torch.int64"),
+    "no gradient": (lambda d: d.detach().square().mean(), RuntimeError, "without a gradient"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_loss_that_cannot_be_trained_with_is_refused_by_what_it_is(kind: str) -> None:
+    of, error, message = WRONG[kind]
+    learner = Own(of)
+    with pytest.raises(error, match=message):
+        learner(torch.rand(4, 3, 32, 32))
+    Own(lambda d: d.square().mean().view(1))(torch.rand(4, 3, 32, 32)).backward()
+
+
+@pytest.mark.parametrize("image_size", [32, None])
+def test_a_method_with_another_lazy_layer_is_resumed(image_size: int | None) -> None:
+    learner, other = (Own(lambda d: d.square().mean(), size) for size in (32, image_size))
+    learner(torch.rand(4, 3, 32, 32)).backward()
+    torch.optim.SGD(learner.parameters(), lr=0.1).step()
+    other.load_state_dict(learner.state_dict())
+    views = torch.rand(2, 4, 3, 32, 32)
+    assert torch.equal(learner(*views), other(*views))
+    assert other.head.weight.shape == (3, 4)

@@ -120,6 +120,15 @@ def test_batchnorm_frozen_on_purpose_is_frozen_in_the_target(method: str) -> Non
     assert not torch.equal(twin.running_mean, statistics["running_mean"])
 
 
+def test_a_warning_points_to_the_user_s_line() -> None:
+    learner = make()
+    for call in (learner, nn.Sequential(learner), lambda x: next(learner.halves(x))):
+        learner._watch._warned.clear()
+        with pytest.warns(UserWarning, match="values from") as caught:
+            call(images() * 255)
+        assert [w.filename for w in caught] == [__file__]
+
+
 # What is not finite
 
 

@@ -1,12 +1,17 @@
 """A learner's checkpoints: they fit, or they are refused before anything is changed."""
 
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from byol_wrap.guard.settled import Settled
+
 FED = "fed"  # in a state what training was fed, and no tensor of the module; earlier ones lack it
+WAITS = "online.projector."  # names of what waits for the representation's size
+MEANING = "byol_wrap"  # in its metadata what its tensors were made for
 
 FOREIGN = {
     "module.": "It was saved from a DistributedDataParallel: save parallel.module.state_dict(), or "
@@ -54,11 +59,46 @@ def check_fits(
     )
 
 
+def check_finite(own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse the state of a training that was lost; buffers of the user's net may hold anything.
+
+    Raises:
+        RuntimeError: a parameter is NaN, or what is the learner's own is not finite.
+    """
+    for name, value in given.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.is_meta:
+            continue
+        of_net = ".net." in name
+        if of_net and not isinstance(own.get(name), nn.Parameter):
+            continue
+        wrong = value.isnan() if of_net else ~value.isfinite()
+        if name in own and bool(wrong.any()):
+            raise RuntimeError(
+                f"The checkpoint's {name!r} is not finite, and the learner is left as it was: "
+                "training was lost before it was saved. Go back to an earlier one."
+            )
+
+
+def differences(own: Mapping[str, str], saved: Mapping[str, str]) -> str:
+    """What to say of a state that was made for something else; "" where it was not."""
+    told = [
+        f"its {name} is {saved[name]}, this learner's is {mine}"
+        for name, mine in own.items()
+        if saved.get(name, mine) != mine
+    ]
+    if not told:
+        return ""
+    return (
+        f"The checkpoint was saved by a learner of other arguments: {'; '.join(told)}. Unless that "
+        "is meant, wrap the net with the arguments that it was saved with."
+    )
+
+
 def _shape(value: Any) -> tuple[int, ...] | str:
     return tuple(value.shape) if hasattr(value, "shape") else f"of a {type(value).__name__}"
 
 
-class Checkpointed(nn.Module):
+class Checkpointed(Settled):
     """A module whose state is loaded whole or not at all, also while parts of it have no size."""
 
     @property
@@ -74,12 +114,20 @@ class Checkpointed(nn.Module):
         """What the state of heads that wait for a size would be with it; changes nothing."""
         raise NotImplementedError
 
-    def _state_is_loaded(self, fed: Any) -> None:
+    def _state_is_loaded(self, given: Mapping[str, Any], fed: Any) -> None:
         """What was derived from the old state is out of date.
 
         Args:
+            given: the state that is loaded.
             fed: what the state has under ``FED``, if anything.
         """
+
+    def _meaning(self) -> dict[str, str]:
+        """What the state's tensors were made for, which their shapes do not tell: names, words."""
+        return {}
+
+    def _is_meant(self, saved: Mapping[str, str]) -> None:
+        """A state is loaded whose tensors were made for something; see ``_meaning``."""
 
     def _not_loaded(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """What of a state is left out, as this module has no use for it: names and own values."""
@@ -94,9 +142,7 @@ class Checkpointed(nn.Module):
             RuntimeError: names (unless ``strict`` is False) or shapes differ; the message names the
                 first that does.
         """
-        # A net that renames keys of old checkpoints in a hook knows its keys better.
-        renames = any(module._load_state_dict_pre_hooks for module in self.net.modules())
-        self._check_fits(state_dict, names=strict and not renames)
+        self._check_fits(state_dict, names=strict)
         return super().load_state_dict(state_dict, strict, assign)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -105,38 +151,63 @@ class Checkpointed(nn.Module):
                 "The heads have no size yet, so there is no state to save: give image_size= to "
                 f"{type(self).__name__}, or run one batch first."
             )
+        # Where torch keeps its own versions: what holds tensors alone has no place for words.
+        metadata = getattr(destination, "_metadata", {})
+        metadata.setdefault(prefix[:-1], {})[MEANING] = self._meaning()
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
+    ) -> None:
         fed = state_dict.pop(prefix + FED, None)
         given = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
-        self._check_fits(given, names=False)  # here as a part of another module
+        self._check_fits(given, names=is_loaded_strictly())  # also as a part of another module
         size = self._size_in(given)
         if size is not None:
             self._size_heads(size)
         state_dict |= {prefix + name: value for name, value in self._not_loaded(given).items()}
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self._state_is_loaded(fed)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        self._state_is_loaded(given, fed)
+        self._is_meant(local_metadata.get(MEANING, {}))
 
     def _check_fits(self, given: Mapping[str, Any], *, names: bool) -> None:
         given = {name: value for name, value in given.items() if name != FED}
         own: dict[str, Any] = {}
         nn.Module._save_to_state_dict(self, own, "", keep_vars=True)
         for name, part in self.named_children():
-            own |= part.state_dict(prefix=f"{name}.")
+            own |= part.state_dict(prefix=f"{name}.", keep_vars=True)
         size = self._size_in(given)
         if size is not None:
             own |= self._sized_heads(size)
+        check_finite(own, given)
         own |= {name: given[name] for name in self._not_loaded(given)}
-        check_fits(own, given, self.net.state_dict(), names=names)
+        # A module that renames keys of old checkpoints in a hook knows its keys better.
+        renames = any(m._load_state_dict_pre_hooks for m in (self, *self.net.modules()))
+        check_fits(own, given, self.net.state_dict(), names=names and not renames)
 
     def _size_in(self, given: Mapping[str, Any]) -> int | None:
         """The representation's size by a state; None where no head waits for it, or none is told.
 
         Of what is no matrix a size that cannot fit, so that it is refused.
         """
-        waiting = next((n for n, p in self.named_parameters() if is_lazy(p)), None)
+        named = self.named_parameters()
+        waiting = next((n for n, p in named if is_lazy(p) and n.startswith(WAITS)), None)
         if waiting is None or waiting not in given:
             return None
         shape = _shape(given[waiting])
         return shape[1] if isinstance(shape, tuple) and len(shape) == 2 else 1
+
+
+LOADING = nn.Module.load_state_dict.__code__
+
+
+def is_loaded_strictly() -> bool:
+    """Whether a module that is loaded now, with all its parts, should have every name of a state.
+
+    ``load_state_dict`` keeps that to itself, and tells parts "strict" whatever it was told: it is
+    read off the call. Loaders of others that go through the parts themselves are taken as lenient.
+    """
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not LOADING:
+        frame = frame.f_back
+    return frame is not None and bool(frame.f_locals.get("strict"))

@@ -57,7 +57,7 @@ class CollapseWatch:
         self.not_finite = False  # whether a look found features that were not
         self._steps = 0
         self._collapsed_looks = 0
-        self._look = Later()
+        self._look: Later | None = None
 
     def collapsed(self, outputs: Outputs) -> dict[str, float] | None:
         """Note what one more training step made of a batch.
@@ -69,12 +69,15 @@ class CollapseWatch:
         self._steps += 1
         if self._steps % LOOK_EVERY or len(outputs.representation1) < 2:
             return None
-        if ratios := self._look.take():
+        ratios: list[float] = []
+        if self._look is not None and self._look.has_come:
+            ratios = self._look.read()
             self.not_finite = not all(map(math.isfinite, ratios))
             self._collapsed_looks = self._collapsed_looks + 1 if min(ratios) < COLLAPSED else 0
-        if self._look.is_free:
+            self._look = None
+        if self._look is None:
             kinds = (outputs.representation1, outputs.projection1)
-            self._look.put(torch.stack([std_ratio(features).float() for features in kinds]))
+            self._look = Later(torch.stack([std_ratio(features).float() for features in kinds]))
         if not ratios or self._collapsed_looks < LOOKS:
             return None
         return dict(zip(("representations", "projections"), ratios, strict=True))

@@ -20,7 +20,7 @@ class Drift:
     def __init__(self) -> None:
         self._steps = 0
         self._kept: list[tuple[Tensor, Tensor]] = []
-        self._look = Later()
+        self._look: Later | None = None
 
     def too_far(self, net: nn.Module) -> float | None:
         """A training step begins.
@@ -32,10 +32,11 @@ class Drift:
         if self._steps in BEGINS:
             self._kept = [(weight, weight.detach().clone()) for weight in compared(net)]
         elif self._kept and self._steps - WINDOW in BEGINS:
-            self._look.put(moved(self._kept)[None])
-            self._kept = []
-        far = self._look.take()
-        return far[0] if far and far[0] > TOO_FAR else None
+            self._look, self._kept = Later(moved(self._kept)[None]), []
+        if self._look is None or not self._look.has_come:
+            return None
+        (far,), self._look = self._look.read(), None
+        return far if far > TOO_FAR else None
 
 
 def compared(net: nn.Module) -> list[nn.Parameter]:

@@ -1,7 +1,8 @@
 """What a batch must be to be taken, and the errors for what it may not be."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from operator import index as as_index
 from typing import Any
 
@@ -22,6 +23,63 @@ def check_not_captured() -> None:
             "A learner's step cannot be captured in a CUDA graph: crops, colours and tau come from "
             "the host, so each replay would repeat those of this step. Use torch.compile(learner), "
             "which leaves them outside of its graphs."
+        )
+
+
+@contextmanager
+def bytes_explained(view1: Any, view2: Any) -> Iterator[bool]:
+    """Say of a pair of uint8 views, where the net does not take them, what is expected.
+
+    Yields:
+        Whether the two are such a pair.
+
+    Raises:
+        TypeError: in place of the net's own error.
+    """
+    are_bytes = view2 is not None and getattr(view1, "dtype", None) == torch.uint8
+    try:
+        yield are_bytes
+    except (RuntimeError, ValueError) as error:
+        is_net_s = isinstance(error if error.__cause__ is None else error.__cause__, RuntimeError)
+        if not are_bytes or not is_net_s:
+            raise
+        raise TypeError(
+            "view1 and view2 are uint8, and two views are fed as they are, which the net does not "
+            f"take ({error}). Give them as the net expects them, such as floats that are "
+            "normalised; or give images alone, learner(images), of which views are made."
+        ) from error
+
+
+def is_in_backward() -> bool:
+    """Whether gradients are being taken, as when an activation checkpoint runs a part again."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def check_loss(loss: Any, *, trains: bool) -> None:
+    """Refuse what a method gives that cannot be trained with.
+
+    Raises:
+        TypeError: no tensor of floats.
+        ValueError: more than one number.
+        RuntimeError: no gradient, where it ``trains``.
+    """
+    if not isinstance(loss, Tensor):
+        hint = (
+            "leave out .item() or float()" if isinstance(loss, int | float) else "return it alone"
+        )
+        raise TypeError(
+            f"loss(view1, view2) should return a scalar tensor, got {type(loss).__name__}: {hint}."
+        )
+    if loss.numel() != 1:
+        raise ValueError(
+            f"loss(view1, view2) should return a scalar, got {tuple(loss.shape)}: take its mean()."
+        )
+    if not loss.is_floating_point():
+        raise TypeError(f"loss(view1, view2) should return floats, got {loss.dtype}.")
+    if trains and not loss.requires_grad:
+        raise RuntimeError(
+            "loss(view1, view2) returned a value without a gradient: leave out detach(), .data and "
+            "no_grad() on the way to it, and take numbers from self.project(view)."
         )
 
 

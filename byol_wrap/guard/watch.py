@@ -1,19 +1,22 @@
 """The one watch on training: it sees each step, and gives every warning, each once."""
 
 import math
-import warnings
 from collections import deque
+from collections.abc import Set
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from byol_wrap.evaluation.health import Outputs
+from byol_wrap.guard.alike import AlikeWatch
 from byol_wrap.guard.collapse import CollapseWatch, Run, message
 from byol_wrap.guard.drift import Drift, drift_message
+from byol_wrap.guard.inputs import check_loss
+from byol_wrap.guard.trained import HEADS_MESSAGE, NET, TrainedWatch, in_no_optimizer, parts
+from byol_wrap.warning import warn
 
 STEPS_WITHOUT_UPDATE = 100  # after how many a learner says that its target stands still
 WHEN_ATTACHED = 20  # times as many, since an attached optimizer may add up many batches to a step
-LOOKS_BEFORE_WARNING = 10  # after how many it says that a head is left out of training
 TOO_LONG = 1.1, 10  # times total_steps, and steps: more than a run that was miscounted a little
 
 
@@ -28,11 +31,13 @@ class Watch:
         self._warned: set[str] = set()
         self._steps = 0
         self._steps_since_update = 0
-        self._looks = 0  # at the heads
-        self._writes = (0, 0)
+        self._updates = 0
+        self._in_training = False
         self._eval_writes: int | None = None  # of the net's, when a step in eval mode began
         self._collapse = CollapseWatch()
         self._drift = Drift()
+        self._trained = TrainedWatch()
+        self._alike = AlikeWatch()
         self._seen: deque[tuple[Tensor, Tensor]] = deque(maxlen=8)
 
     def __reduce__(self) -> tuple[type["Watch"], tuple[()]]:
@@ -42,7 +47,7 @@ class Watch:
         """Give a warning, unless it was given already."""
         if about not in self._warned:
             self._warned.add(about)
-            warnings.warn(message, UserWarning, stacklevel=3)
+            warn(message)
 
     # What came out of the networks
 
@@ -64,8 +69,13 @@ class Watch:
 
     # What happens in training
 
+    def wrapped(self, net: nn.Module) -> None:
+        """A target was made of a net as it is now."""
+        self._alike.wrapped(net)
+
     def step(self, run: Run, learner: nn.Module, net: nn.Module) -> None:
         """A loss with gradient begins; what the one before it left is looked at."""
+        self._in_training = learner.training
         if not self._is_training(learner, net):
             return
         self._steps += 1
@@ -81,6 +91,10 @@ class Watch:
             )
         if run.pretrained and (far := self._drift.too_far(net)) is not None:
             self.warn("drift", drift_message(far))
+        if run.decay is not None and (replaced := self._alike.replaced(learner, net)):
+            self.warn("replaced", replaced)
+        if left_out := self._trained.left_out(learner):
+            self.warn(*left_out)
         outputs = self.outputs
         if outputs is None:
             return
@@ -92,7 +106,13 @@ class Watch:
             self.warn("collapse", message(ratios, run, self._steps_since_update, batch_size))
 
     def lost(self, loss: Tensor) -> None:
-        """A training step has its loss, which is looked at where that is no wait."""
+        """A training step has its loss, which is looked at where that is no wait.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: it is none that can be trained with.
+        """
+        check_loss(loss, trains=self._in_training)
+        self._trained.follow(loss)
         if _is_readable(loss) and not _is_finite(loss.detach()):
             self._warn_of_not_finite("The loss", self._steps)
 
@@ -108,8 +128,9 @@ class Watch:
         return False
 
     def updated(self, step: int | None, total_steps: int | None) -> None:
-        """The target was moved, ``step`` times in all where that is known on the host."""
+        """The target was moved, if there is one; ``step`` times in all where the host knows it."""
         self._steps_since_update = 0
+        self._updates += 1
         times, more = TOO_LONG
         if step is None or total_steps is None:
             return
@@ -121,24 +142,12 @@ class Watch:
                 "of the whole run.",
             )
 
-    def look_at(self, net: nn.Module, head: nn.Module, name: str) -> None:
-        """Notice where the net is trained, and a head has gradients that nobody uses."""
-        self._looks += 1
-        if self._looks not in (1, 1 + LOOKS_BEFORE_WARNING):
-            return
-        writes = _writes(net), _writes(head)
-        if self._looks == 1:
-            self._writes = writes
-        elif writes[0] != self._writes[0] and writes[1] == self._writes[1] and _has_gradient(head):
-            self.untrained(name)
-
-    def untrained(self, name: str) -> None:
-        """The optimizer leaves a head out."""
-        self.warn(
-            "heads",
-            f"The optimizer does not train the {name}. Unless another one does, build it from "
-            "learner.parameters(), not from the net's.",
-        )
+    def attached(self, learner: nn.Module, trained: Set[int]) -> None:
+        """An optimizer is to move the target, and trains the parameters of these ids."""
+        heads = {name: part for name, part in parts(learner).items() if name != NET}
+        left = {name: part for name, part in heads.items() if trained.isdisjoint(map(id, part))}
+        if names := in_no_optimizer(left):
+            self.warn("heads", HEADS_MESSAGE.format(" and the ".join(names)))
 
     def _is_training(self, learner: nn.Module, net: nn.Module) -> bool:
         """Whether a loss with gradient is one of training; warn where that happens in eval mode.
@@ -149,7 +158,7 @@ class Watch:
         if learner.training and net.training:
             self._eval_writes = None
             return True
-        before, self._eval_writes = self._eval_writes, _writes(net) + self._looks
+        before, self._eval_writes = self._eval_writes, _writes(net) + self._updates
         if before is None or self._eval_writes == before:
             return learner.training
         which = "learner" if not learner.training else "learner.net"
@@ -190,7 +199,3 @@ def _is_finite(scalar: Tensor) -> bool:
 def _writes(module: nn.Module) -> int:
     """How often a module's parameters were written in place; fused optimizers do not count."""
     return sum(parameter._version for parameter in module.parameters())
-
-
-def _has_gradient(module: nn.Module) -> bool:
-    return any(parameter.grad is not None for parameter in module.parameters())

@@ -64,6 +64,7 @@ class BYOL(Learner):
     """
 
     recipes = (VIEW1, VIEW2)
+    _settled = (*Learner._settled, "projection_size", "projection_hidden_size", "sync_batchnorm")
 
     def __init__(
         self,

@@ -67,6 +67,14 @@ class MoCo(Learner):
     queue_position: Tensor
 
     recipes = (MOCO_VIEW, MOCO_VIEW)
+    _moves_on = True
+    _settled = (
+        *Learner._settled,
+        "projection_size",
+        "projection_hidden_size",
+        "queue_size",
+        "sync_batchnorm",
+    )
 
     def __init__(
         self,

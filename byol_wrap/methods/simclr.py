@@ -49,6 +49,7 @@ class SimCLR(Learner):
     """
 
     recipes = (SIMCLR_VIEW, SIMCLR_VIEW)
+    _settled = (*Learner._settled, "projection_size", "projection_hidden_size", "sync_batchnorm")
 
     def __init__(
         self,

@@ -48,6 +48,13 @@ class SimSiam(Learner):
     """
 
     recipes = (SIMSIAM_VIEW, SIMSIAM_VIEW)
+    _settled = (
+        *Learner._settled,
+        "projection_size",
+        "projection_hidden_size",
+        "prediction_hidden_size",
+        "sync_batchnorm",
+    )
 
     def __init__(
         self,

@@ -55,6 +55,9 @@ class Normalize:
             )
         self.__setstate__(self.__getstate__())
 
+    def __repr__(self) -> str:
+        return f"Normalize(mean={self.mean}, std={self.std})"
+
     def __getstate__(self) -> dict[str, Any]:
         return {"mean": self.mean, "std": self.std}  # loading may put tensors on another device
 

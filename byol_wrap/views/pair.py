@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from byol_wrap.views.applying import Images, place
 from byol_wrap.views.pixels import as_unit_float
 from byol_wrap.views.recipes import VIEW1, VIEW2, Recipe, gentle
+from byol_wrap.views.taken import checked
 
 Augment = Callable[[Any], Tensor]
 
@@ -92,14 +93,14 @@ class Views:
     @torch.no_grad()
     def __call__(self, images: Images) -> tuple[Tensor, Tensor]:
         """Two views (B, C, h, w) of images, in float32 whatever autocast says."""
-        with torch.autocast(place(images).type, enabled=False):
+        with torch.autocast(place(images).type, enabled=False), checked():
             return self._view(0, images), self._view(1, images)
 
     def _view(self, i: int, images: Images) -> Tensor:
         augment = self.augment2 if i else self.augment1
         if isinstance(augment, nn.Module):
             _move(augment, place(images))
-        view = augment(images if is_random_view(augment) else _own_floats(images))
+        view = _augmented(augment, images)
         if not isinstance(view, Tensor) or view.shape[:1] != (len(images),):
             got = tuple(view.shape) if isinstance(view, Tensor) else type(view).__name__
             raise ValueError(
@@ -125,6 +126,26 @@ class Views:
         with torch.autocast(images.device.type, enabled=False):
             images = as_unit_float(images)
             return images if self.normalize is None else self.normalize(images)
+
+
+def _augmented(augment: Augment, images: Images) -> Any:
+    """What a pipeline makes of images.
+
+    Raises:
+        TypeError: it does not take a list of them.
+    """
+    if is_random_view(augment):
+        return augment(images)
+    try:
+        return augment(_own_floats(images))
+    except (AttributeError, TypeError, ValueError) as error:
+        if isinstance(images, Tensor):
+            raise
+        raise TypeError(
+            f"augment_fn was given a list of images (C, H, W), as the learner was, and does not "
+            f"take it ({error}). A RandomView alone does; kornia's containers take one tensor "
+            "(B, C, H, W): resize the images to one size and stack them."
+        ) from error
 
 
 def _move(augment: nn.Module, device: torch.device) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from byol_wrap.views.applying import Images, apply
 from byol_wrap.views.draws import Draws, draw, suited
 from byol_wrap.views.recipes import Recipe, as_pair
+from byol_wrap.views.taken import LOOKS, check_taken, warn_of_values
 
 
 class RandomView(GeometricAugmentationBase2D):
@@ -42,7 +43,8 @@ class RandomView(GeometricAugmentationBase2D):
     HSV; blur mirrors the border where the reference pads with zeros. Images that come out smaller
     than 64 pixels are not blurred, as in published recipes for 32 x 32. Colour jitter and greyscale
     are for images of 3 channels and left out for others. Deviations from kornia: what comes out is
-    float32 and has no gradient, and draws are made on the host whatever ``to`` says.
+    float32 and has no gradient (in a ``PatchSequential``, which keeps the type of what goes in,
+    give it floats), and draws are made on the host whatever ``to`` says.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class RandomView(GeometricAugmentationBase2D):
     ) -> None:
         super().__init__(p=1.0, p_batch=1.0, same_on_batch=same_on_batch, keepdim=keepdim)
         self.recipe = recipe
+        self._looks = 0  # at values
         self.size = None if size is None else as_pair(size)
         self.flags = {"size": self.size}  # where kornia's containers look it up
 
@@ -62,6 +65,10 @@ class RandomView(GeometricAugmentationBase2D):
         self, input: Images, params: dict[str, Tensor] | None = None, **kwargs: Any
     ) -> Tensor:
         """One view of each image; with ``params`` one that was drawn before."""
+        check_taken(input)
+        if self._looks < LOOKS:
+            self._looks += 1
+            warn_of_values(input)
         images = input
         if isinstance(input, Tensor) and input.ndim < 4:
             images = input[(None,) * (4 - input.ndim)]
@@ -140,6 +147,17 @@ class RandomView(GeometricAugmentationBase2D):
             cut = F.interpolate(cut, size, mode="nearest-exact")[0]
             out.append(cut.flip(-1) if flip else cut)
         return torch.stack(out)
+
+    def inverse_transform(self, *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
+        """There is none of images: what a crop leaves out is lost.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "A view cannot be undone: its crop leaves out a part of the image. The inverse of "
+            "view.transform_matrix maps its pixels back to the image's."
+        )
 
     # What is moved and printed
 

@@ -1,0 +1,49 @@
+"""What tells whether parameters were changed."""
+
+from collections.abc import Collection, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from byol_wrap.guard.later import Later
+
+LOOKED_AT = 8  # parameters whose values are compared
+
+
+class Look:
+    """Who some parameters are, how often they were written, and the norms of a few.
+
+    Fused optimizers do not count what they write, nor does what writes into ``parameter.data``.
+
+    Args:
+        parameters: which; those that have no size yet are left out.
+        devices: on which norms are taken; only of plain tensors.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], devices: Collection[str]) -> None:
+        sized = [parameter for parameter in parameters if not is_lazy(parameter)]
+        self.who = [id(parameter) for parameter in sized]
+        self.writes = [0 if p.is_inference() else p._version for p in sized]
+        plain = [p.detach() for p in sized if is_plain(p) and p.device.type in devices]
+        chosen = plain[:: max(1, len(plain) // LOOKED_AT)]
+        norms = [p.float().norm().to(chosen[0].device, non_blocking=True) for p in chosen]
+        self.norms = Later(torch.stack(norms)) if norms else None
+
+    @property
+    def has_come(self) -> bool:
+        """Whether comparing it is no wait."""
+        return self.norms is None or self.norms.has_come
+
+    def is_like(self, other: "Look") -> bool:
+        """Whether nothing was changed between the two."""
+        if (self.who, self.writes) != (other.who, other.writes):
+            return False
+        if self.norms is None or other.norms is None:
+            return self.norms is other.norms
+        return self.norms.read() == other.norms.read()
+
+
+def is_plain(parameter: Tensor) -> bool:
+    """Whether a parameter is what it seems: no shard, nor anything else of an engine."""
+    return type(parameter) in (Tensor, nn.Parameter) or is_lazy(parameter)

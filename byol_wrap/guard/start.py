@@ -1,0 +1,48 @@
+"""Where a target network starts: from the online network as it is when training begins."""
+
+from collections.abc import Collection
+from itertools import chain
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from byol_wrap.guard.look import Look
+
+ON_HOST = ("cpu",)
+
+
+class Start:
+    """Notices what is written into the online network between its copy and its training.
+
+    Such as weights that are loaded into the user's net after it was wrapped. The target then starts
+    from them, as if it had been copied afterwards. Not where it was written to as well, by whoever
+    loads both.
+    """
+
+    def __init__(self, online: nn.Module, target: nn.Module, shared: Collection[str]) -> None:
+        """``shared``: names of the target's parameters that are the online network's own."""
+        self._shared = shared
+        self._looks = self._look(online, target)
+
+    def catch_up(self, online: nn.Module, target: nn.Module) -> None:
+        """Let the target be what the online network is now, if that alone was written to."""
+        online_look, target_look = self._look(online, target)
+        if target_look.is_like(self._looks[1]) and not online_look.is_like(self._looks[0]):
+            _copy(online, target)
+            self._looks = self._look(online, target)
+
+    def _look(self, online: nn.Module, target: nn.Module) -> tuple[Look, Look]:
+        own = [p for name, p in target.named_parameters() if name not in self._shared]
+        return Look(online.parameters(), ON_HOST), Look(own, ON_HOST)
+
+
+@torch.no_grad()
+def _copy(online: nn.Module, target: nn.Module) -> None:
+    """Copy parameters and buffers by name; layers that were replaced may have none of the name."""
+    named = dict(chain(online.named_parameters(), online.named_buffers()))
+    for name, own in chain(target.named_parameters(), target.named_buffers()):
+        theirs = named.get(name)
+        if theirs is None or is_lazy(theirs) or is_lazy(own) or theirs.shape != own.shape:
+            continue
+        own.copy_(theirs)
