@@ -228,6 +228,7 @@ class Following(Wrapper):
         return {
             "representation": f"{read.where} with pool {pool!r}",
             "normalisation": "none" if normalize is None else repr(normalize),
+            "pretrained": str(self.pretrained),
         }
 
     def _is_meant(self, saved: Mapping[str, str]) -> None:
