@@ -1,7 +1,8 @@
 """Never worse: what training does to a backbone, pretrained or not, over data sets and nets.
 
     python tests/benchmarks/noregret.py --cifar10 data --photographs signs_jpeg.npz
-    python tests/benchmarks/noregret.py --cells efficientnet/photographs --seeds 0 1 2
+    python tests/benchmarks/noregret.py --cells efficientnet/photographs/BYOL --seeds 0 1 2
+    python tests/benchmarks/noregret.py --cells efficientnet/photographs/BYOL --changes pretrained=false
     python tests/benchmarks/noregret.py --table            # only the table of what was run
 
 Each cell is a net, where its weights come from, and images: the loop of README's first screen, with
@@ -25,7 +26,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
@@ -334,7 +335,11 @@ def run(start: str, data: str, method: str, seed: int, args: argparse.Namespace)
     net.to(memory_format=torch.channels_last)
     steps = args.steps or about.steps
     torch.manual_seed(seed)
-    recipe = training_recipe(net, about.size, steps=steps, batch_size=args.batch_size)
+    pretrained = args.changes.get("pretrained")
+    recipe = training_recipe(
+        net, about.size, steps=steps, batch_size=args.batch_size, pretrained=pretrained
+    )
+    recipe = replace(recipe, **args.changes)
     learner = METHODS[method](net, **recipe.arguments(METHODS[method]))
     optimizer, scheduler = recipe.optimizer(learner)
     original = copy.deepcopy(net)
@@ -361,6 +366,7 @@ def run(start: str, data: str, method: str, seed: int, args: argparse.Namespace)
             losses = []
     return {
         "cell": f"{start}/{data}/{method}",
+        "changes": args.changes,
         "seed": seed,
         "seconds": round(seconds, 1),
         "threads": torch.get_num_threads(),
@@ -399,8 +405,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     cells: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        cells.setdefault(row["cell"], []).append(row)
-    for cell, runs in sorted(cells.items(), key=lambda item: CELLS.index(item[0])):
+        changes = ", ".join(f"{name}={value}" for name, value in row["changes"].items())
+        cells.setdefault(f"{row['cell']} {changes}".strip(), []).append(row)
+    for cell, runs in cells.items():
         before, after = (
             " / ".join(f"{mean(r['curve'][end][m] for r in runs):.1f}" for m in MEASURES)
             for end in (0, -1)
@@ -412,6 +419,12 @@ def table(rows: list[dict[str, Any]]) -> str:
         columns = cell, str(len(runs)), before, after, gained, f"{mean(of_mean):+.1f}{error}"
         lines.append(f"| {' | '.join(columns)} |")
     return "\n".join(lines)
+
+
+def change(text: str) -> tuple[str, Any]:
+    """An argparse type: a setting and its value."""
+    name, _, value = text.partition("=")
+    return name, json.loads(value)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -427,6 +440,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--cells", nargs="+", default=CELLS, metavar="NET/IMAGES/METHOD", help="all by default")
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    add("--changes", nargs="+", type=change, default=[], metavar="SETTING=JSON",
+        help="what is not as the recipe has it")  # fmt: skip
     add("--steps", type=int, help="of each run; by default the cell's own")
     add("--batch-size", type=int, default=32)
     add("--cifar10", type=Path, default="data", help="folder for CIFAR-10, or an .npz")
@@ -436,8 +451,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--minutes", type=float, default=float("inf"), help="start no run after so many")
     add("--table", action="store_true", help="run nothing")
     args = parser.parse_args(arguments)
-    began = time.perf_counter()
-    done = {(row["cell"], row["seed"]) for row in read(args.output)}
+    args.changes, began = dict(args.changes), time.perf_counter()
+    done = {(r["cell"], r["seed"]) for r in read(args.output) if r["changes"] == args.changes}
     for seed in [] if args.table else args.seeds:
         for cell in args.cells:
             if (cell, seed) in done or time.perf_counter() - began > 60 * args.minutes:
