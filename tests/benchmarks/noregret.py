@@ -2,7 +2,7 @@
 
     python tests/benchmarks/noregret.py --cifar10 data --photographs signs_jpeg.npz
     python tests/benchmarks/noregret.py --cells efficientnet/photographs/BYOL --seeds 0 1 2
-    python tests/benchmarks/noregret.py --cells efficientnet/photographs/BYOL --changes pretrained=false
+    python tests/benchmarks/noregret.py --cells vit/digits/BYOL --changes pretrained=true
     python tests/benchmarks/noregret.py --table            # only the table of what was run
 
 Each cell is a net, where its weights come from, and images: the loop of README's first screen, with
