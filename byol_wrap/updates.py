@@ -1,7 +1,7 @@
 """When the target network moves, and how far: by hand, or after an optimizer's steps."""
 
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from byol_wrap.attachment import Attachment, check_trains, innermost
+from byol_wrap.backbone.encoder import freeze
 from byol_wrap.ema import Pace
 from byol_wrap.guard.checkpoint import FED, differences
 from byol_wrap.guard.inputs import bytes_explained, check_not_captured, is_in_backward
@@ -49,6 +50,8 @@ class Following(Wrapper):
         if pace is not None:
             self._start = self._as_it_starts()
             self._watch.wrapped(self.net)
+        own = [(n, p) for n, p in self.named_parameters() if not n.startswith("online.net.")]
+        self._fixed = [name for name, parameter in own if not parameter.requires_grad]
 
     @property
     def channels(self) -> int:
@@ -141,6 +144,8 @@ class Following(Wrapper):
 
     def _two_views(self, images: Any, view2: Tensor | None) -> tuple[Tensor, Tensor]:
         again = is_in_backward()
+        if view2 is not None and torch.is_grad_enabled():
+            self._watch.pair(images, view2)
         if again and self._moves_on and self._has_run:
             raise RuntimeError(f"{type(self).__name__} {NOT_AGAIN}")
         self._catch_up()
@@ -150,8 +155,24 @@ class Following(Wrapper):
                 self.embed(images[:1], prepared=True)
                 self._takes_bytes = True
         if torch.is_grad_enabled():
-            self._start, self._has_run = None, self._has_run or not again
+            self._begin_training()
+            self._has_run |= not again
         return views
+
+    def _begin_training(self) -> None:
+        if self._start is not None:
+            self._start = None
+            freeze(self.target)  # which was unfrozen with all other parameters, if it was
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """As ``nn.Module.requires_grad_``, but for what is never trained, such as the target."""
+        super().requires_grad_(requires_grad)
+        self._fix()
+        return self
+
+    def _fix(self) -> None:
+        for name in self._fixed:
+            self.get_parameter(name).requires_grad = False
 
     def _catch_up(self) -> None:
         """Before training begins the target is what the online network is."""

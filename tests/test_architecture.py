@@ -21,7 +21,7 @@ ALLOWED = {
     "target": {"backbone", "ema"},
     "ema": set(),
     "networks": {"backbone", "guard", "target", "views"},
-    "updates": {"attachment", "ema", "guard", "networks"},
+    "updates": {"attachment", "backbone", "ema", "guard", "networks"},
     "learner": {"backbone", "evaluation", "guard", "updates", "views"},
     "methods": {"learner", "views"},
     "recipe": {"backbone", "learner", "methods", "training", "views"},

@@ -62,3 +62,20 @@ def test_a_method_of_one_s_own_has_what_it_likes() -> None:
         Own().net = conv_net(6)
     with pytest.raises(AttributeError, match=r"new = MoCo\(learner.net, queue_size=\.\.\.\)"):
         MoCo(conv_net(6), 32, queue_size=8).queue_size = 9
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_what_is_never_trained_is_not_unfrozen_with_the_rest(name: str) -> None:
+    def trained(learner: Learner) -> set[str]:
+        return {n for n, parameter in learner.named_parameters() if parameter.requires_grad}
+
+    learner, other = make(name), make(name)
+    before = trained(learner)
+    assert learner.requires_grad_(False) is learner
+    assert not trained(learner)
+    learner.requires_grad_(True)
+    assert trained(learner) == before
+    for parameter in other.parameters():  # as engines do it
+        parameter.requires_grad = True
+    other(torch.rand(4, 3, 32, 32))
+    assert not any(n.startswith("target.") for n in trained(other))

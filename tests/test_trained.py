@@ -21,6 +21,8 @@ HEADS = {"BYOL": "projector and the predictor", "SimSiam": "projector and the pr
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("byol_wrap.guard.trained.HEADS_AFTER", 2)
     monkeypatch.setattr("byol_wrap.guard.trained.NET_AFTER", 5)
+    monkeypatch.setattr("byol_wrap.guard.gradients.LOOKS", 6)
+    monkeypatch.setattr("byol_wrap.guard.gradients.STEPS", 3)
 
 
 def images() -> Tensor:
@@ -183,8 +185,51 @@ def test_a_head_of_one_s_own_is_told_by_its_name() -> None:
     told(lambda: train(learner, SGD(learner.online.parameters(), lr=0.1)), "not train the scale")
 
 
+@pytest.mark.parametrize("name", ["BYOL", "SimCLR"])
+def test_a_step_that_is_never_taken_is_told(name: str) -> None:
+    learner = make(name)
+    optimizer = SGD(learner.parameters(), lr=0.1)
+
+    def run() -> None:
+        for _ in range(8):
+            learner(images()).backward()
+            optimizer.zero_grad()
+            learner.update_moving_average()
+
+    told(run, "no weight has changed, although an optimizer .* call optimizer.step")
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("name", ["BYOL", "SimCLR"])
+def test_gradients_that_are_never_cleared_are_told(name: str, fused: bool) -> None:
+    learner = make(name)
+    optimizer = SGD(learner.parameters(), lr=0.01, fused=fused)
+
+    def run(clear: Callable[[], None], every: int = 1) -> None:
+        for k in range(10):
+            learner(images()).backward()
+            if (k + 1) % every == 0:
+                nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
+                optimizer.step()
+                clear()
+                learner.update_moving_average()
+
+    told(lambda: run(lambda: None), "Gradients are added up from step to step")
+    for clear, every in (
+        (optimizer.zero_grad, 1),
+        (optimizer.zero_grad, 3),
+        (lambda: optimizer.zero_grad(set_to_none=False), 1),
+        (lambda: learner.zero_grad(set_to_none=False), 2),
+    ):
+        learner._watch = type(learner._watch)()
+        optimizer.zero_grad()
+        run(clear, every)
+
+
 @plays_a_gpu
-def test_no_look_waits_for_an_accelerator() -> None:
+def test_no_look_waits_for_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("look", "trained", "gradients"):  # what has no values here has them there
+        monkeypatch.setattr(f"byol_wrap.guard.{module}.is_plain", lambda parameter: True)
     with Elsewhere() as there:
         learner, view = make("SimSiam").to(there.device), torch.empty(8, 3, 32, 32).to(there.device)
         optimizer: Any = SGD(learner.parameters(), lr=0.1)
@@ -193,11 +238,16 @@ def test_no_look_waits_for_an_accelerator() -> None:
         there.waits.clear()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
+            for parameter in learner.parameters():
+                parameter.grad = torch.zeros_like(parameter)
             for _ in range(9):
                 learner._watch._trained._goes_backward(view)  # of which there is none here
+                if learner._watch._gradients._parameter is not None:
+                    learner._watch._gradients._look(view)
                 learner(view, view)
         assert there.waits == []
         assert learner._watch._trained._is_done
+        assert len(learner._watch._gradients._looks) == 6
         del optimizer
 
 

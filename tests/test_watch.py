@@ -159,7 +159,7 @@ def test_the_target_is_not_poisoned(method: str) -> None:
 def test_features_that_are_not_finite_are_seen_at_a_look() -> None:
     """As on an accelerator, where the loss itself is not read."""
     learner = make()
-    learner._watch.lost = lambda loss: None  # type: ignore[method-assign]
+    learner._watch.lost = lambda *_: None  # type: ignore[method-assign]
     learner._watch.may_follow = lambda head: True  # type: ignore[method-assign]
     train(learner, 1)
     with torch.no_grad():
@@ -219,6 +219,19 @@ def test_no_advice_destroys_data(batch: Tensor, advice: str) -> None:
         make()(batch)
     assert "to(torch.uint8)" not in str(error.value)
     assert advice in str(error.value)
+
+
+def test_one_view_given_twice_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("byol_wrap.guard.watch.ALIKE_BEFORE_WARNING", 3)
+    learner, view = make(), images()
+
+    def run() -> None:
+        for _ in range(4):
+            learner(view, view)
+
+    learner(view, view)
+    learner(view, view.clone())
+    warned(run, "both views were one and the same tensor")
 
 
 # The schedule

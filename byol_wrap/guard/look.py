@@ -8,6 +8,7 @@ from torch.nn.parameter import is_lazy
 
 from byol_wrap.guard.later import Later
 
+WITHOUT_WAIT = ("cpu", "cuda")  # devices whose values come to the host without a wait
 LOOKED_AT = 8  # parameters whose values are compared
 
 

@@ -1,16 +1,15 @@
 """Notices which parts of a learner no optimizer trains."""
 
 import gc
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from byol_wrap.guard.look import Look, is_plain
+from byol_wrap.guard.look import WITHOUT_WAIT, Look, is_plain
 
 NET = "net"
 HEADS_AFTER, NET_AFTER = 10, 100  # losses that went backward, before a part is said to be left out
-WITHOUT_WAIT = ("cpu", "cuda")  # devices whose values come to the host without a wait
 
 HEADS_MESSAGE = (
     "The optimizer does not train the {}. Unless another one does, build it from "
@@ -26,6 +25,10 @@ NOTHING_MESSAGE = (
     "No optimizer trains the learner: in {} steps its weights have not changed, and no optimizer "
     "holds them. Was it built from another net, or from copies? Build it from "
     "learner.parameters(), after the learner."
+)
+STANDS_STILL_MESSAGE = (
+    "In {} steps no weight has changed, although an optimizer holds them, at a learning rate above "
+    "0: call optimizer.step() after loss.backward()."
 )
 
 
@@ -51,8 +54,13 @@ class TrainedWatch:
     def _goes_backward(self, gradient: Tensor) -> None:
         self._backward += 1
 
-    def left_out(self, learner: nn.Module) -> tuple[str, str] | None:
-        """What to warn of, a subject and a message, when a training step begins."""
+    def left_out(self, learner: nn.Module, updates: int) -> tuple[str, str] | None:
+        """What to warn of, a subject and a message, when a training step begins.
+
+        Args:
+            learner: whose step it is.
+            updates: how often the user has said that an optimizer stepped.
+        """
         if self._is_done or (self._backward < self._next and not self._now):
             return None
         if not self._now:
@@ -68,7 +76,14 @@ class TrainedWatch:
         self._first, self._now = {name: self._first[name] for name in still}, {}
         last = self._next > HEADS_AFTER + 1
         self._next, self._is_done = 1 + NET_AFTER, last or not still
-        return self._judge(learner, still, last=last)
+        told = self._judge(learner, still, last=last)
+        stepped = updates >= NET_AFTER // 2
+        if told is None and last and stepped and len(still) == len(now := parts(learner)):
+            rates = [
+                rate for p, rate in held() if any(p is q for part in now.values() for q in part)
+            ]
+            return ("net", STANDS_STILL_MESSAGE.format(NET_AFTER)) if any(rates) else None
+        return told
 
     def _may_stand(self, name: str) -> bool:
         return not self._first or name in self._first
@@ -107,16 +122,17 @@ def in_no_optimizer(parts: dict[str, list[Tensor]]) -> list[str]:
     """
     if not parts:
         return []
-    held = list(_held())
-    if not all(map(is_plain, held)):
+    parameters = [parameter for parameter, _ in held()]
+    if not all(map(is_plain, parameters)):
         return []
-    known = {id(parameter) for parameter in held}
+    known = {id(parameter) for parameter in parameters}
     return [name for name, part in parts.items() if known.isdisjoint(map(id, part))]
 
 
-def _held() -> Iterable[Tensor]:
-    """All parameters of all optimizers that are alive."""
+def held() -> Iterator[tuple[Tensor, float]]:
+    """All parameters of all optimizers that are alive, with their learning rates."""
     for thing in gc.get_objects():
         if issubclass(type(thing), Optimizer):
             for group in getattr(thing, "param_groups", ()):
-                yield from group["params"]
+                rate = float(group.get("lr", 1))
+                yield from ((parameter, rate) for parameter in group["params"])

@@ -11,12 +11,14 @@ from byol_wrap.evaluation.health import Outputs
 from byol_wrap.guard.alike import AlikeWatch
 from byol_wrap.guard.collapse import CollapseWatch, Run, message
 from byol_wrap.guard.drift import Drift, drift_message
+from byol_wrap.guard.gradients import GradientsWatch
 from byol_wrap.guard.inputs import check_loss
 from byol_wrap.guard.trained import HEADS_MESSAGE, NET, TrainedWatch, in_no_optimizer, parts
 from byol_wrap.warning import warn
 
 STEPS_WITHOUT_UPDATE = 100  # after how many a learner says that its target stands still
 WHEN_ATTACHED = 20  # times as many, since an attached optimizer may add up many batches to a step
+ALIKE_BEFORE_WARNING = 30  # pairs of one view with itself
 TOO_LONG = 1.1, 10  # times total_steps, and steps: more than a run that was miscounted a little
 
 
@@ -33,10 +35,12 @@ class Watch:
         self._steps_since_update = 0
         self._updates = 0
         self._in_training = False
+        self._pairs_alike = 0  # in a row
         self._eval_writes: int | None = None  # of the net's, when a step in eval mode began
         self._collapse = CollapseWatch()
         self._drift = Drift()
         self._trained = TrainedWatch()
+        self._gradients = GradientsWatch()
         self._alike = AlikeWatch()
         self._seen: deque[tuple[Tensor, Tensor]] = deque(maxlen=8)
 
@@ -67,6 +71,17 @@ class Watch:
         representation2 = self._seen[1][0] if len(self._seen) > 1 else None
         return Outputs(self._seen[0][0], representation2, self._seen[0][1])
 
+    def pair(self, view1: object, view2: object) -> None:
+        """Two views of one's own are to be trained on."""
+        self._pairs_alike = self._pairs_alike + 1 if view1 is view2 else 0
+        if self._pairs_alike == ALIKE_BEFORE_WARNING:
+            self.warn(
+                "alike",
+                f"For {ALIKE_BEFORE_WARNING} steps both views were one and the same tensor, so "
+                "there is nothing to learn from. Two views are fed as they are: give images alone, "
+                "learner(images), of which views are made, or two different views.",
+            )
+
     # What happens in training
 
     def wrapped(self, net: nn.Module) -> None:
@@ -93,7 +108,10 @@ class Watch:
             self.warn("drift", drift_message(far))
         if run.decay is not None and (replaced := self._alike.replaced(learner, net)):
             self.warn("replaced", replaced)
-        if left_out := self._trained.left_out(learner):
+        if never_cleared := self._gradients.never_cleared():
+            self.warn("gradients", never_cleared)
+        updates = self._updates if run.optimizer is None else 0
+        if left_out := self._trained.left_out(learner, updates):
             self.warn(*left_out)
         outputs = self.outputs
         if outputs is None:
@@ -105,7 +123,7 @@ class Watch:
             batch_size = len(outputs.representation1)
             self.warn("collapse", message(ratios, run, self._steps_since_update, batch_size))
 
-    def lost(self, loss: Tensor) -> None:
+    def lost(self, loss: Tensor, learner: nn.Module) -> None:
         """A training step has its loss, which is looked at where that is no wait.
 
         Raises:
@@ -113,6 +131,7 @@ class Watch:
         """
         check_loss(loss, trains=self._in_training)
         self._trained.follow(loss)
+        self._gradients.follow(loss, learner)
         if _is_readable(loss) and not _is_finite(loss.detach()):
             self._warn_of_not_finite("The loss", self._steps)
 
