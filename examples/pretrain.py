@@ -4,12 +4,10 @@
     python pretrain.py --data photos/ ... --resume      # the same again: go on where it stopped
     torchrun --nproc-per-node 8 pretrain.py --data photos.tar --backbone torchvision/resnet50
 
-``--data`` is a folder, a zip, a tar, or a folder of those (a WebDataset); archives are read where
-they lie. Broken files are skipped, named and counted. ``--output`` gets log, checkpoints and the
-backbone. Where folders give labels, a part is held out: nearest neighbours tell each epoch how good
-features are, and a verdict what training was worth. A run that goes on comes out bit for bit.
-
-Needs ``pip install "byol_wrap[pretrain]"``.
+``--data`` is a folder, a zip or a tar, or a folder of those (a WebDataset), read where they lie.
+Broken files are skipped and named. ``--output`` gets log, checkpoints and the backbone. Where
+folders give labels, a part is held out: nearest neighbours measure each epoch, a verdict the whole.
+A run that goes on comes out bit for bit. Needs ``pip install "byol_wrap[pretrain]"``.
 """
 
 import argparse
@@ -23,14 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from lightning.fabric import Fabric, seed_everything
 from lightning.fabric.strategies import ModelParallelStrategy
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.utils.data import DataLoader, Subset
 from torch.utils.tensorboard import SummaryWriter
+from torchvision.models import get_model
 
 from byol_wrap import LARS, Learner, cosine_schedule, param_groups
 from byol_wrap.data import BatchOrder, ImageFiles, Item, Skipped, collate, held_out
@@ -48,11 +45,11 @@ def backbone(args: argparse.Namespace) -> nn.Module:
     home, _, name = args.backbone.partition("/")
     options: dict[str, Any] = json.loads(args.backbone_options)
     if home == "timm":
-        options |= {"model_name": name, "pretrained": args.pretrained}
-        return import_module("timm").create_model(**options)
+        return import_module("timm").create_model(name, pretrained=args.pretrained, **options)
     if home == "torchvision":
-        weights = "DEFAULT" if args.pretrained else None
-        return torchvision.models.get_model(name, weights=weights, **options)
+        return get_model(name, weights="DEFAULT" if args.pretrained else None, **options)
+    if ":" not in args.backbone:
+        raise SystemExit(f"--backbone {home}: write timm/{home}, torchvision/{home} or MODULE:F.")
     return pkgutil.resolve_name(args.backbone)(**options)
 
 
@@ -63,14 +60,14 @@ def wrapped(net: nn.Module, args: argparse.Namespace, steps: int) -> Learner:
     options |= {"augment_fn": pkgutil.resolve_name(args.views)} if args.views else {}
     options |= {"total_steps": steps} if args.method == "BYOL" else {}
     options |= json.loads(args.method_options)
-    method = getattr(import_module("byol_wrap"), args.method)
-    return method(net, args.image_size, **options)
+    return getattr(import_module("byol_wrap"), args.method)(net, args.image_size, **options)
 
 
 def shard(learner: nn.Module, mesh: Any) -> nn.Module:
-    """FSDP2, also where ``embed`` is called."""
-    fully_shard(learner, mesh=mesh["data_parallel"])
-    register_fsdp_forward_method(learner, "embed")
+    """FSDP2, of PyTorch 2.6 and newer, also where ``embed`` is called."""
+    fsdp = import_module("torch.distributed.fsdp")
+    fsdp.fully_shard(learner, mesh=mesh["data_parallel"])
+    fsdp.register_fsdp_forward_method(learner, "embed")
     return learner
 
 
@@ -121,14 +118,17 @@ class Run:
         parts |= {"skipped": self.skipped, "progress": self.progress}
         settings = {name: value for name, value in vars(args).items() if name not in FREE}
         settings |= {"images": self.files.fingerprint, "processes": world}
-        sharded = args.strategy == "fsdp2"
-        self.checkpoints = Checkpoints(
-            args.output, parts, settings, fabric.global_rank, fabric.barrier, sharded=sharded
-        )
-        if self.checkpoints.whole() and not args.resume:
+        shared = (args.output, parts, settings, fabric.global_rank, fabric.barrier)
+        self.checkpoints = Checkpoints(*shared, sharded=args.strategy == "fsdp2")
+        there = self.checkpoints.whole()
+        if there and not args.resume:
             raise SystemExit(f"{args.output} holds a run: add --resume, or give another --output.")
-        self.first = self.checkpoints.resume()
-        fabric.print(f"{args.method} at {learner.representation}, step {self.first}")
+        try:
+            self.first = self.checkpoints.resume()
+        except (EOFError, OSError, RuntimeError) as e:
+            raise SystemExit(f"{there[-1]} is damaged: remove it to go on from before it.") from e
+        new = f" ({args.output} holds no checkpoint yet)" if args.resume and not there else ""
+        fabric.print(f"{args.method} at {learner.representation}, step {self.first}{new}")
         self.log: Any = None
         if fabric.is_global_zero and args.log == "tensorboard":
             self.log = Board(args.output, purge_step=self.first + 1)

@@ -299,7 +299,10 @@ def test_a_run_is_not_written_over_nor_gone_on_with_otherwise(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = ["--data", photos, "--output", tmp_path / "run", "--epochs", 1, *SMALL]
-    pretrain(*run)
+    pretrain(*run, "--resume")
+    assert (
+        "step 0 (" + str(tmp_path / "run") + " holds no checkpoint yet)" in capsys.readouterr().out
+    )
     with pytest.raises(SystemExit, match="add --resume"):
         pretrain(*run)
     with pytest.raises(ValueError, match=r"made with lr = 0\.01, this run has 0\.5"):
@@ -309,6 +312,10 @@ def test_a_run_is_not_written_over_nor_gone_on_with_otherwise(
     said = capsys.readouterr().out
     assert ", step 8\n" in said
     assert "points of accuracy" in said
+    saved = tmp_path / "run" / "step-00000008" / "process-0.pt"
+    os.truncate(saved, saved.stat().st_size // 2)
+    with pytest.raises(SystemExit, match=r"step-00000008 is damaged: remove it"):
+        pretrain(*run, "--resume")
 
 
 def test_figures_that_a_stop_lost_are_written_anew(
@@ -359,6 +366,8 @@ def test_backbones_are_found_by_name() -> None:
     named = script.parse([*run, "--backbone", "torchvision/squeezenet1_1"])
     named.backbone_options = '{"num_classes": 7}'
     assert type(script.backbone(named)).__name__ == "SqueezeNet"
+    with pytest.raises(SystemExit, match="write timm/test_resnet, "):
+        script.backbone(script.parse([*run, "--backbone", "test_resnet"]))
 
 
 def test_a_pretrained_backbone_moves_at_a_tenth(photos: Path, tmp_path: Path) -> None:
