@@ -33,6 +33,7 @@ from byol_wrap import Learner, SimSiam
 LONGEST = 180  # seconds a net
 WRAP = partial(SimSiam, projection_size=16, prediction_hidden_size=8)
 Row = dict[str, Any]
+NOT_ASKED: Row = {"outcome": "silent", "wrong": ["no word that others are as good"]}
 
 
 @dataclass
@@ -51,7 +52,9 @@ def attempt(expert: Expert, wrap: Callable[..., Learner] = WRAP) -> Row:
     Its outcome: "right"; "warned" and "refused", not right, but the user is told, with the names of
     layers; "silent", not right without a word; "error", one that does not tell what to do;
     "broken", where the catalogue is at fault. The row is ``fine`` where it is right, or where it
-    was said beforehand that a warning or an error is as good, and there is one.
+    was said beforehand that a warning or an error is as good, and there is one. Where an expert
+    would ask, a warning is due: without one it is silent, whatever is read. An ``alarm`` is a
+    warning where it is right and a value stands out.
     """
     began = time.perf_counter()
     row: Row = {"library": expert.library, "net": expert.name}
@@ -67,6 +70,9 @@ def attempt(expert: Expert, wrap: Callable[..., Learner] = WRAP) -> Row:
     row["warned"] = said[:1]
     if row["outcome"] == "silent" and said:
         row["outcome"] = "warned"
+    if row["outcome"] == "right" and expert.ask:
+        row |= {"outcome": "warned", "wrong": []} if said else NOT_ASKED
+    row["alarm"] = row["outcome"] == "right" and bool(said) and not expert.refuse
     row["fine"] = row["outcome"] == "right" or (
         expert.refuse
         and (
