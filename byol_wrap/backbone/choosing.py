@@ -43,17 +43,18 @@ class Chooser(Taps):
 
     def _end(self, output: Value, outputs: Sequence[Value]) -> Choice:
         """The net's output, or what gives scores for each of its places reads."""
-        heads = self._heads(output)
+        assert output.place is not None
+        found = heads_of(self.record, output.place)
+        heads = self._readable(output, found)
         if heads and all(head.narrows for head in heads):
             choice = self._before_classifier([(output, heads)], of_places=True)
             return replace(choice, doubt=self._dense(output), instead=())
         choice = Choice(self.of_net(output.tensor))
-        normed = self._normed(output)
-        if normed is not None:
-            given, read = shape_of(normed.gives)[1], shape_of(*normed.reads)[1]
+        if self._is_perhaps_classifier(output, found):
+            given, read = shape_of(found[0].gives)[1], shape_of(*found[0].reads)[1]
             why = f"its last convolution narrows {read} channels to {given} and has no activation "
             why += "behind it: its numbers may be scores"
-            return replace(choice, doubt=why, instead=(self.first_of(normed.reads),))
+            return replace(choice, doubt=why, instead=(self.first_of(found[0].reads),))
         finer = level_before_extras(self, output, self._outputs())
         if finer is not None:
             why = "it has few parameters of its own, as the coarser maps behind it have, which are "
@@ -93,7 +94,10 @@ class Chooser(Taps):
     def _heads(self, value: Value) -> list[Head]:
         """The heads of a value that can be read before."""
         assert value.place is not None
-        heads = heads_of(self.record, value.place)
+        return self._readable(value, heads_of(self.record, value.place))
+
+    def _readable(self, value: Value, heads: list[Head]) -> list[Head]:
+        """Some heads of a value, or none where they are a backbone's, or cannot be read before."""
         behind = [head for head in heads if head.is_rectified or head.is_normed]
         if behind and not self._is_pooled(value, behind):
             return []
@@ -110,11 +114,10 @@ class Chooser(Taps):
             return node is not None and kind(node) in ("Softmax", "LogSoftmax", "Sigmoid")
         return all(self.positions(self._before(head)[0].value) > 1 for head in heads)
 
-    def _normed(self, value: Value) -> Head | None:
-        """The convolution whose normalised channels are averaged, where it may be a classifier."""
-        heads = heads_of(self.record, value.place) if value.place else []
+    def _is_perhaps_classifier(self, value: Value, heads: Sequence[Head]) -> bool:
+        """Whether a value is the mean of what a convolution narrows to, normalised."""
         is_one = len(heads) == 1 and heads[0].is_normed and heads[0].narrows
-        return heads[0] if is_one and self._is_pooled(value, heads) else None
+        return is_one and self._is_pooled(value, heads)
 
     def _ends(self, value: Value, outputs: Sequence[Value]) -> list[Head]:
         """The heads that give an item's scores, and not what a map is made from.
@@ -149,11 +152,11 @@ class Chooser(Taps):
         """
         ends = tuple(value.place for value, _ in found if value.place)
         heads = [main_of(heads, self.mass) for _, heads in found]
-        masses = [self.mass(head.reads) for head in heads]
+        masses = [self.mass(head.reads) for head in heads] if len(heads) > 1 else [0]
         largest = heads[masses.index(max(masses))]
         places = list(dict.fromkeys(head.reads for _, each in found for head in each))
         if not of_places and len(places) > 1 and not any(map(_is_class_token, places)):
-            trunk = self._trunk(places, max(masses))
+            trunk = self._trunk(places, max(map(self.mass, places)))
             if trunk:
                 return Choice(trunk, ends)
         choice = Choice(self._before_narrowing(largest, of_places) or self._before(largest), ends)
@@ -163,15 +166,16 @@ class Chooser(Taps):
         self, ends: Sequence[tuple[Value, list[Head]]], outputs: Sequence[Value]
     ) -> Choice | None:
         """The features that a net gives beside what it makes of them: scores, or a projection."""
-        scores = [value for value, _ in ends]
+        scores = {id(value) for value, _ in ends}
+        others = [v for v in outputs if id(v) not in scores and v.tensor.ndim == 2]
+        if not others:
+            return None
         most = max(self.mass(head.reads) for _, heads in ends for head in heads)
-        behind = [self.record.graph.bits(value.place) for value in scores]
+        behind = [self.record.graph.bits(value.place) for value, _ in ends]
         features = [
             v
-            for v in outputs
-            if not any(v is value for value in scores)
-            and v.tensor.ndim == 2
-            and all(self.record.graph.bits(v.place) & ~bits == 0 for bits in behind)
+            for v in others
+            if all(self.record.graph.bits(v.place) & ~bits == 0 for bits in behind)
             and FEATURES * most <= self.mass(v.place) < most
         ]
         return Choice(self.of_net(features[0].tensor)) if len(features) == 1 else None

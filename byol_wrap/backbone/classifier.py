@@ -224,6 +224,8 @@ def main_of(heads: Sequence[Head], mass: Callable[[Edge], int]) -> Head:
     The one that reads what most parameters work on; of about equals the widest, and the last.
     """
     vectors = [h for h in heads if h.call and h.call.input and h.call.input.tensor.ndim == 2]
+    if len(vectors or heads) == 1:
+        return (vectors or heads)[0]
     masses = [(mass(head.reads), head) for head in vectors or heads]
     least = EQUAL * max(most for most, _ in masses)
     equal = [head for most, head in masses if most >= least]

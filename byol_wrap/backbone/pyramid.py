@@ -30,9 +30,9 @@ def without_extras(measure: Measure, outputs: Sequence[Value]) -> list[Value]:
 
 def level_before_extras(measure: Measure, chosen: Value, outputs: Sequence[Value]) -> Value | None:
     """The level before the chosen one, where that may be the first of extra levels behind it."""
-    maps, new = _levels(measure, outputs)
-    if chosen.tensor.ndim < 3 or id(chosen) not in new:
+    if chosen.tensor.ndim < 3 or len(outputs) < 3:
         return None
+    maps, new = _levels(measure, outputs)
     before = _made_from(measure, chosen, maps)
     kept = {id(value) for value in without_extras(measure, outputs)}
     behind = [v for v in maps if id(v) not in kept and chosen in _made_from(measure, v, maps)]

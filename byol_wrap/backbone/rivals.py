@@ -15,14 +15,16 @@ def rivals(measure: Measure, chosen: Edge, others: Sequence[Edge]) -> list[Edge]
     They have its shape, and depend on about as many parameters; neither is made from the other, and
     no value from which both are made holds most of the net.
     """
-    least, behind = EQUAL * measure.mass(chosen), ancestors(chosen)
     shape = shape_of(*chosen)
-    found = []
-    for place in dict.fromkeys(others):
-        if shape_of(*place) != shape or place[0] in behind or measure.mass(place) < least:
-            continue
+    alike = [p for p in dict.fromkeys(others) if p != chosen and shape_of(*p) == shape]
+    if not alike:
+        return []
+    most, behind, found = measure.mass(chosen), ancestors(chosen), []
+    for place in alike:
         own = ancestors(place)
-        if chosen[0] not in own and shared(measure, behind & own) < SHARED * measure.mass(chosen):
+        apart = place[0] not in behind and chosen[0] not in own
+        equal = apart and measure.mass(place) >= EQUAL * most
+        if equal and shared(measure, behind & own) < SHARED * most:
             found.append(place)
     return found
 
