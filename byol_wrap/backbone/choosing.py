@@ -4,7 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass, replace
 
 from byol_wrap.backbone.bottleneck import find_bottleneck
-from byol_wrap.backbone.classifier import MANY, Head, heads_of, is_mixing, main_of, trunk_of
+from byol_wrap.backbone.classifier import (
+    CONVOLUTIONS,
+    MANY,
+    Head,
+    heads_of,
+    is_mixing,
+    main_of,
+    trunk_of,
+)
 from byol_wrap.backbone.graph import Edge, ancestors, kind, parents, shape_of, tokens_in_front
 from byol_wrap.backbone.measuring import VIEWS, is_pyramid, width
 from byol_wrap.backbone.pyramid import level_before_extras, without_extras
@@ -140,7 +148,11 @@ class Chooser(Taps):
         own = []
         if call is not None and call.input is not None and self.record.times[call.name] == 1:
             own = [Tap(call.name, "input", None, call.input)]
-        return own + self.taps(head.reads)
+        place, taps = head.reads, self.taps(head.reads)
+        while not (own or taps) and kind(place[0]) in ("Div", *VIEWS):  # scaled to a length of 1
+            place = parents(place[0])[0]
+            taps = self.taps(place)
+        return own + taps
 
     def _before_classifier(
         self, found: Sequence[tuple[Value, list[Head]]], *, of_places: bool = False
@@ -193,7 +205,8 @@ class Chooser(Taps):
 
     def _before_narrowing(self, head: Head, of_places: bool) -> list[Tap]:
         place = trunk_of(self.record, head)
-        if place is None or not (of_places or width(head.reads) < width(place)):
+        narrows = place is not None and width(head.reads) < width(place)
+        if place is None or not (of_places or (narrows and not self._classifies_places(head))):
             return []
         calls = [call for call in self.record.calls if call.input and call.input.place == place]
         return [
@@ -201,6 +214,12 @@ class Chooser(Taps):
             for call in calls
             if call.input and is_mixing(call.layer) and self.record.times[call.name] == 1
         ] + self.taps(place)
+
+    def _classifies_places(self, head: Head) -> bool:
+        """Whether it is a convolution over a map: the layers before it are then a backbone's."""
+        call = head.call
+        is_convolution = call is not None and isinstance(call.layer, CONVOLUTIONS)
+        return bool(is_convolution and call and call.input and self.positions(call.input) > 1)
 
     def _trunk(self, places: Sequence[Edge], largest: int) -> list[Tap]:
         """The last value on which all of several depend, where that is most of the net."""

@@ -174,6 +174,8 @@ def _passed(node: Any, found: dict[Any, frozenset[Head] | None]) -> frozenset[He
     before = [found[parent] for parent, _ in parents(node)]
     if kind(node) in ("Mm", "Addmm") and frozenset() in before:
         read = [p for p in parents(node) if found[p[0]] != frozenset()]
+        if not read:
+            return frozenset()  # it reads what the net is fed, or parameters alone
         return frozenset([Head(read[0], node, None)]) if len(read) == 1 else None
     if kind(node) == "Slice":
         before = [found[parent] for parent in _cut_out(node)]
