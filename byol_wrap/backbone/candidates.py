@@ -5,14 +5,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from byol_wrap.backbone.choosing import Chooser
+from byol_wrap.backbone.choosing import FEW, Chooser
 from byol_wrap.backbone.finding import Found
 from byol_wrap.backbone.graph import Edge, ancestors, kind
 from byol_wrap.backbone.recording import Record, Side, Value
 from byol_wrap.backbone.representation import Representation, main_tensor, pooled
 from byol_wrap.backbone.taps import Tap
 
-FEW = 11  # numbers hardly tell one image from another: fewer, or as many as digits
 LINEAR = {"Addmm", "Mm", "T", "Transpose", "View", "Add", "Sub", "Mul", "AccumulateGrad"}
 MUCH = 0.5  # of the parameters that could be trained
 NAMED = 4  # candidates in a warning
@@ -171,11 +170,10 @@ def _sums_to_one(found: Found) -> str:
 
 def _keeps_all_places(found: Found, sample: Tensor) -> str:
     """Whether it is a map with as many places as the images have: a value for each of them."""
-    value, r = found.value.tensor, found.representation
-    if value.ndim < 3 or r.channels_last or r.size < FEW:
+    shape, r = found.value.tensor.shape, found.representation
+    if r.channel_dim != 1 or r.size < FEW or not 2 < len(shape) == sample.ndim:
         return ""
-    places = value[0].numel() // value.shape[r.channel_dim]
-    if places < sample[0, :1].numel():
+    if any(own < fed for own, fed in zip(shape[2:], sample.shape[2:], strict=True)):
         return ""
     return "it has as many places as what the net is fed: it may tell of each rather than of all"
 

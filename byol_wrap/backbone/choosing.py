@@ -21,6 +21,7 @@ from byol_wrap.backbone.representation import MAIN_FIELDS, main_tensor
 from byol_wrap.backbone.rivals import SHARED, rivals
 from byol_wrap.backbone.taps import Choice, Tap, Taps
 
+FEW = 11  # numbers hardly tell one image from another: fewer, or as many as digits
 FEATURES = 0.5  # of what a classifier reads: an output that hangs on as much is its features
 
 
@@ -39,6 +40,8 @@ class Chooser(Taps):
             )
         items = [v for v in outputs if v.tensor.ndim == 2] if is_pyramid(self, outputs) else outputs
         ends = [(v, heads) for v in items if (heads := self._ends(v, outputs))]
+        if ends and len(outputs) == 1 and self._is_embedding(outputs[0]):
+            return Choice(self.of_net(outputs[0].tensor))
         if ends:
             return self._given_beside(ends, outputs) or self._before_classifier(ends)
         found = self._narrowest(deepest, self.positions) if self.positions(deepest) > 1 else None
@@ -174,6 +177,13 @@ class Chooser(Taps):
         choice = Choice(self._before_narrowing(largest, of_places) or self._before(largest), ends)
         return self._among_equals(choice, largest.reads, places)
 
+    def _is_embedding(self, value: Value) -> bool:
+        """Whether it is vectors of length 1, as no scores are, and not only a few numbers."""
+        vectors = value.tensor.detach()
+        if vectors.ndim != 2 or vectors.shape[1] < FEW:
+            return False
+        return bool(((vectors.norm(dim=1) - 1).abs() < 1e-3).all())
+
     def _given_beside(
         self, ends: Sequence[tuple[Value, list[Head]]], outputs: Sequence[Value]
     ) -> Choice | None:
@@ -199,9 +209,9 @@ class Chooser(Taps):
             return choice
         taps = [self.first_of(other) for other in equal]
         named = " and ".join(tap.where for tap in taps)
-        size = "they are of its size and hang" if len(taps) > 1 else "it is of its size and hangs"
-        why = f"{named} would do as well: {size} on about as many parameters, and neither is made "
-        return replace(choice, doubt=why + "from the other", instead=tuple(taps))
+        hang = "they hang" if len(taps) > 1 else "it hangs"
+        why = f"{named} may do as well: {hang} on a comparable number of parameters, and none is "
+        return replace(choice, doubt=why + "made from another", instead=tuple(taps))
 
     def _before_narrowing(self, head: Head, of_places: bool) -> list[Tap]:
         place = trunk_of(self.record, head)
