@@ -1,6 +1,7 @@
 """What represents an image, in nets of every kind: the oracle is a hook set by hand."""
 
 import copy
+import re
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -120,6 +121,19 @@ CONVOLUTIONS: dict[str, tuple[Callable[[], nn.Module], Oracle]] = {
         lambda: nn.Sequential(encoder(), nn.Conv2d(16, 4, 8), nn.Flatten()),
         ("1", "input", mean),
     ),
+    "a backbone's last is narrower": (
+        lambda: nn.Sequential(
+            block(3, 32),
+            nn.Conv2d(32, 12, 1, bias=False),
+            nn.BatchNorm2d(12),
+            nn.LeakyReLU(),
+            nn.Conv2d(12, 4, 1),
+            nn.LeakyReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        ),
+        ("4", "input", mean),
+    ),
     "no bias, as a backbone's": (
         lambda: nn.Sequential(
             encoder(),
@@ -182,6 +196,33 @@ def test_the_last_layer_of_an_attention_is_no_classifier() -> None:
     check(net, IMAGE, ("", "output", same))
 
 
+def test_a_classifier_by_angles_is_passed() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        vectors = F.normalize(net.embed(net.body(x)))
+        return 16 * F.linear(vectors, F.normalize(net.weight))
+
+    net = Function(forward, body=conv_net(12), embed=nn.Linear(12, 9))
+    net.weight = nn.Parameter(torch.randn(5, 9))
+    check(net, IMAGE, ("embed", "output", same))
+
+
+def test_vectors_of_length_1_are_an_embedding() -> None:
+    net = with_fc(lambda net, x: F.normalize(net.fc(net.body(x))), fc=nn.Linear(12, 16))
+    check(net, IMAGE, ("", "output", same))
+
+
+def test_a_plain_mlp_is_read_before_its_last_layer() -> None:
+    hidden = [nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU()]
+    check(nn.Sequential(*hidden, nn.Linear(16, 3)), (20,), ("4", "input", same))
+
+
+def test_a_linear_beside_the_net_is_passed() -> None:
+    """Wide and deep: the wide part reads what the net is fed."""
+    deep = nn.Sequential(nn.Linear(10, 12), nn.ReLU(), nn.Linear(12, 1))
+    net = Function(lambda net, x: net.wide(x) + net.deep(x), wide=nn.Linear(10, 1), deep=deep)
+    check(net, (10,), ("deep.2", "input", same))
+
+
 def test_an_activation_written_by_hand_is_no_squashed_score() -> None:
     net = with_fc(lambda net, x: (lambda y: y * y.sigmoid())(net.fc(net.body(x))))
     net.fc = nn.Linear(12, 9)
@@ -191,6 +232,22 @@ def test_an_activation_written_by_hand_is_no_squashed_score() -> None:
 
 
 # Two modes
+
+
+def two_tokens(net: Any, x: Tensor) -> Any:
+    """As in DeiT: a class token and one for what a teacher says, averaged in eval mode."""
+    tokens = net.patch(x).flatten(2).transpose(1, 2)
+    tokens = net.block(torch.cat([net.tokens.expand(len(x), -1, -1), tokens], 1))
+    one, two = net.fc1(tokens[:, 0]), net.fc2(tokens[:, 1])
+    return (one, two) if net.training else (one + two) / 2
+
+
+def test_scores_of_two_tokens_are_read_at_the_class_token_in_both_modes() -> None:
+    block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
+    heads = {"fc1": nn.Linear(16, 3), "fc2": nn.Linear(16, 3)}
+    net = Function(two_tokens, patch=nn.Conv2d(3, 16, 8, 8), block=block, **heads)
+    net.tokens = nn.Parameter(torch.randn(1, 2, 16))
+    check(net, IMAGE, ("fc1", "input", same))
 
 
 def probabilities_in_eval(net: Any, x: Tensor) -> Any:
@@ -663,6 +720,291 @@ def test_before_the_class_token_joins_there_is_none(layer: str, pool: str) -> No
     assert found.pool == pool
 
 
+# Scores that a norm, or a cut, follows
+
+
+def cut_out(net: Any, x: Tensor) -> Tensor:
+    """As in OpenPose: scores are joined with the features for the next stage, and cut out."""
+    maps = net.body(x)
+    joined = torch.cat([maps, net.heat(maps), net.field(maps)], 1)
+    return joined[:, -9:]
+
+
+def test_scores_cut_out_of_what_they_were_joined_with_are_scores() -> None:
+    net = Function(cut_out, body=encoder(), heat=nn.Conv2d(16, 3, 1), field=nn.Conv2d(16, 6, 1))
+    with pytest.warns(UserWarning, match="values for each place"):
+        check(net, IMAGE, ("body", "output", mean))
+    net.function = lambda net, x: torch.cat([net.body(x), net.heat(net.body(x))], 1)[:, :12]
+    net.body = nn.Sequential(*encoder())
+    found = wrap(net).representation
+    assert found is not None
+    assert (found.layer, found.size) == ("", 12)  # features are not passed
+
+
+def by_normed_convolution(reads: int, gives: int) -> nn.Module:
+    return nn.Sequential(
+        block(3, reads),
+        nn.Conv2d(reads, gives, 1, bias=False),
+        nn.BatchNorm2d(gives),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+
+
+def test_a_convolution_and_its_norm_that_narrow_much_are_passed() -> None:
+    check(by_normed_convolution(80, 10), IMAGE, ("1", "input", mean))
+
+
+def test_a_convolution_and_its_norm_that_narrow_little_are_told() -> None:
+    with pytest.warns(UserWarning, match=r"32 channels to 12 .* may be scores.*'0'"):
+        check(by_normed_convolution(32, 12), IMAGE, ("4", "output", same))
+    check(by_normed_convolution(12, 12), IMAGE, ("4", "output", same))
+
+
+# Tokens that are written to in place, or given apart
+
+
+class WrittenTo(Transformer):
+    """Residuals are added in place to what a Linear gave, which is a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks, self.head = nn.Linear(16, 16), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_token.repeat(len(x), 1, 1), x], 1)
+        mixed = self.blocks(x)
+        mixed += x
+        normed: Tensor = self.norm(mixed)
+        return normed
+
+
+def test_a_class_token_is_followed_through_what_is_written_to_in_place() -> None:
+    check(WrittenTo(), IMAGE, ("norm", "output", first))
+    found = wrap(WrittenTo(), hidden_layer="blocks").representation  # as it was given
+    assert found is not None
+    assert found.pool == "class_token"
+
+
+class Apart(Transformer):
+    """Gives its map and its class token, each by its name."""
+
+    def __init__(self, names: tuple[str, str], is_learned: bool = True) -> None:
+        super().__init__("first" if is_learned else "never")
+        self.names = names
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        size = x.shape[2] // 8
+        token, patches = super().forward(x).split([1, size * size], 1)
+        return dict(zip(self.names, (patches.mT.unflatten(2, (size, size)), token), strict=True))
+
+
+def test_a_class_token_that_is_given_beside_its_map_is_read() -> None:
+    net = Apart(("last_hidden_state", "cls_token_value"))
+    check(net, IMAGE, ("norm", "output", first))
+
+
+# Equal candidates
+
+
+def towers(forward: Callable[[Any, Tensor], Any], **layers: nn.Module) -> nn.Module:
+    return Function(forward, **{"one": conv_net(12), "two": conv_net(12), **layers})
+
+
+def averaged(net: Any, x: Tensor) -> Tensor:
+    return (net.fc1(net.one(x)) + net.fc2(net.two(x))) / 2
+
+
+def shared_tower(net: Any, x: Tensor) -> Any:
+    return net.body(x[:, 0]), net.body(x[:, 1])
+
+
+def stem_and_towers(net: Any, x: Tensor) -> dict[str, Tensor]:
+    x = net.stem(x)
+    return {"a": net.fc1(net.one(x)), "b": net.fc2(net.two(x))}
+
+
+def linear() -> dict[str, nn.Module]:
+    return {"fc1": nn.Linear(12, 3), "fc2": nn.Linear(12, 3)}
+
+
+EQUAL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
+    "scores of two streams, averaged": (
+        lambda: towers(averaged, **linear()),
+        IMAGE,
+        r"'fc1', .* but the input of layer 'fc2' may do as well.*hidden_layer='two'",
+    ),
+    "an ensemble of three": (
+        lambda: Function(
+            lambda net, x: torch.stack([net.a(x), net.b(x), net.c(x)]).mean(0),
+            **{name: conv_net(12, classes=3) for name in "abc"},
+        ),
+        IMAGE,
+        r"'b.8' and the input of layer 'c.8' may do as well: they hang.*='b.7'.*='c.7'",
+    ),
+    "vectors of two streams": (
+        lambda: towers(lambda net, x: (net.one(x), net.two(x))),
+        IMAGE,
+        r"by the net's output, .* but part 1 of the net's output.*hidden_layer='two'",
+    ),
+    "maps of two streams": (
+        lambda: Function(
+            lambda net, x: {"a": net.one(x), "b": net.two(x)}, one=encoder(), two=encoder()
+        ),
+        IMAGE,
+        "part b of the net's output may do as well.*hidden_layer='two'",
+    ),
+    "both items of a pair by one tower": (
+        lambda: Function(shared_tower, body=conv_net(12)),
+        (2, *IMAGE),
+        "part 1 of the net's output may do as well",
+    ),
+    "two large towers on a small stem": (
+        lambda: Function(
+            stem_and_towers, stem=block(3, 4), one=conv_net(24, 4), two=conv_net(24, 4),
+            fc1=nn.Linear(24, 3), fc2=nn.Linear(24, 5),
+        ),
+        IMAGE,
+        "the input of layer 'fc2' may do as well",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_equal_candidates_are_told_once(name: str) -> None:
+    build, shape, words = EQUAL[name]
+    batch = torch.rand(2, *shape)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        wrap(build(), None)(batch, batch)
+    assert len(told) == 1
+    assert re.search(words, str(told[0].message)), told[0].message
+
+
+def in_training_alone(net: Any, x: Tensor) -> Any:
+    scores = net.fc1(net.one(x))
+    return (scores, net.fc2(net.two(x))) if net.training else scores
+
+
+def exits(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    early = net.early(x)
+    return net.fc1(early.mean((2, 3))), net.fc2(net.late(early).mean((2, 3)))
+
+
+def stripes(net: Any, x: Tensor) -> list[Tensor]:
+    """As for persons: a classifier for each part of a map."""
+    top, bottom = F.adaptive_avg_pool2d(net.body(x), (2, 1)).flatten(2).unbind(2)
+    return [net.fc1(top), net.fc2(bottom)]
+
+
+def projected(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Features and what a loss reads, both of length 1."""
+    features = net.body(x)
+    return F.normalize(features), F.normalize(net.head(features))
+
+
+def norm(width: int) -> nn.Module:
+    return nn.LayerNorm(width)
+
+
+def re_identified(net: Any, x: Tensor) -> Any:
+    pooled = net.body(x)
+    return (net.fc(net.neck(pooled)), pooled) if net.training else net.neck(pooled)
+
+
+NOT_EQUAL: dict[str, tuple[Callable[[], nn.Module], Oracle]] = {
+    "a large and a small stream": (
+        lambda: Function(
+            averaged, one=conv_net(24), two=conv_net(4), fc1=nn.Linear(24, 3), fc2=nn.Linear(4, 3)
+        ),
+        ("fc1", "input", same),
+    ),
+    "streams that are joined": (
+        lambda: towers(
+            lambda net, x: net.fc(torch.cat([net.one(x), net.two(x)], 1)), fc=nn.Linear(24, 3)
+        ),
+        ("fc", "input", same),
+    ),
+    "a second stream in training alone": (
+        lambda: towers(in_training_alone, **linear()),
+        ("fc1", "input", same),
+    ),
+    "exits at two depths": (
+        lambda: Function(
+            exits, early=block(3, 12, 4), late=block(12, 12), fc1=nn.Linear(12, 3),
+            fc2=nn.Linear(12, 3),
+        ),
+        ("fc2", "input", same),
+    ),
+    "stripes of one map": (
+        lambda: Function(stripes, body=encoder(), fc1=nn.Linear(16, 3), fc2=nn.Linear(16, 3)),
+        ("body", "output", mean),
+    ),
+    "two tasks on one trunk": (
+        lambda: with_fc(two_heads, age=nn.Linear(12, 1)),
+        ("fc", "input", same),
+    ),
+    "pooled features beside scores of the normalised, which alone are given in eval mode": (
+        lambda: with_fc(re_identified, neck=nn.BatchNorm1d(12)),
+        ("neck", "output", same),
+    ),
+    "a vector and the same, normalised": (
+        lambda: with_fc(lambda net, x: (lambda y: (y, net.norm(y)))(net.body(x)), norm=norm(12)),
+        ("norm", "output", same),
+    ),
+    "a vector that two norms read": (
+        lambda: with_fc(
+            lambda net, x: (lambda y: (net.one(y), net.two(y)))(net.body(x)),
+            one=norm(12),
+            two=norm(12),
+        ),
+        ("one", "output", same),
+    ),
+    "features beside their projection": (
+        lambda: Function(
+            projected, body=conv_net(24), head=nn.Sequential(nn.Linear(24, 32), nn.ReLU(),
+            nn.Linear(32, 8)),
+        ),
+        ("", "output", lambda x: x[0]),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_EQUAL)
+def test_what_only_looks_like_an_equal_candidate_is_not_told(name: str) -> None:
+    build, oracle = NOT_EQUAL[name]
+    check(build(), IMAGE, oracle)
+
+
+def test_features_beside_scores_of_their_places_are_told() -> None:
+    """As of a discriminator that gives its features, too."""
+    net = Function(
+        lambda net, x: (lambda maps: (net.out(maps[-1]), *maps))(net.body(x)),
+        body=Stages(lambda a, b, c: (a, b, c)),
+        out=nn.Conv2d(20, 1, 1),
+    )
+    with pytest.warns(UserWarning, match="values for each place"):
+        check(net, IMAGE, ("body.c", "output", mean))
+
+
+# Extra levels that have parameters
+
+
+def detector(net: Any, x: Tensor) -> dict[str, Tensor]:
+    maps = [net.a(x)]
+    for layer in (net.b, net.extra1, net.extra2):
+        maps.append(layer(maps[-1]))
+    return dict(zip("0123", maps, strict=True))
+
+
+def test_a_level_that_may_be_a_detectors_is_told() -> None:
+    layers = {"a": block(3, 8, 4), "b": block(8, 24), "extra1": nn.Conv2d(24, 24, 1, 2)}
+    net = Function(detector, **layers, extra2=nn.Conv2d(24, 8, 1, 2))
+    with pytest.warns(UserWarning, match=r"may end at a map before it.*hidden_layer='b'"):
+        check(net, IMAGE, ("extra1", "output", mean))
+
+
 # The images' channels
 
 
@@ -693,6 +1035,18 @@ def test_channels_are_settled_by_what_runs(name: str, image_size: int | None) ->
     assert len(learner.embed(torch.rand(2, 3, 32, 32))) == 2
 
 
+def test_channels_of_two_streams_are_found_together() -> None:
+    net = towers(
+        lambda net, x: net.fc(torch.cat([net.one(x[:, :3]), net.two(x[:, 3:])], 1)),
+        two=conv_net(12, 2),
+        fc=nn.Linear(24, 3),
+    )
+    found = wrap(net)
+    assert found.channels == 5
+    assert found.representation is not None
+    assert found.representation.layer == "fc"
+
+
 def test_channels_that_do_not_run_are_refused_as_ever() -> None:
     with pytest.raises(ValueError, match="3 channels"):
         wrap(conv_net(6), None)(torch.rand(4, 4, 32, 32))
@@ -711,6 +1065,14 @@ def probabilities() -> nn.Module:
     )
 
 
+def distance(net: Any, x: Tensor) -> Tensor:
+    return F.pairwise_distance(net.body(x), net.body(x.flip(3)), keepdim=True)
+
+
+def pixelwise() -> nn.Module:
+    return nn.Sequential(block(3, 16, 1), block(16, 16, 1), nn.Conv2d(16, 32, 1))
+
+
 def left_out(net: Any, x: Tensor) -> Tensor:
     with torch.no_grad():
         x = net.large(x)
@@ -722,12 +1084,13 @@ def left_out(net: Any, x: Tensor) -> Tensor:
     [
         (few, "3 numbers hardly tell one image from another"),
         (probabilities, "always sum to 1"),
+        (pixelwise, "as many places as what the net is fed"),
         (
             lambda: Function(left_out, large=block(3, 99), small=nn.Conv2d(99, 9, 1)),
             "% of the net's parameters get no gradient",
         ),
     ],
-    ids=["few", "probabilities", "left out"],
+    ids=["few", "probabilities", "pixelwise", "left out"],
 )
 @pytest.mark.parametrize("method", [BYOL, SimCLR])
 def test_what_looks_odd_is_told_once_with_what_to_type(
@@ -745,6 +1108,11 @@ def test_what_looks_odd_is_told_once_with_what_to_type(
     assert chosen is not None
     assert chosen.layer == name
     assert learner.representation != chosen
+
+
+def test_a_single_number_is_told_where_no_other_layer_can_be_named() -> None:
+    with pytest.warns(UserWarning, match="1 numbers? hardly tells?.*by hidden_layer="):
+        wrap(Function(distance, body=conv_net(12)))
 
 
 def test_candidates_are_listed_with_their_shapes_and_shares() -> None:
@@ -880,6 +1248,15 @@ def test_a_patch_that_is_copied_with_the_net_is_taken(build: Any) -> None:
         for parameter in twin.net.parameters():
             parameter.data.zero_()
         assert torch.equal(twin.target.project(images), expected)
+
+
+def test_a_net_that_is_prepared_for_quantisation_is_taken() -> None:
+    """As torchvision's are: its sums are layers, of floats."""
+    add = torch.ao.nn.quantized.FloatFunctional()
+    net = with_fc(lambda net, x: net.fc(net.sum.add(net.body(x), net.body(x))), sum=add)
+    found = wrap(net).representation
+    assert found is not None
+    assert (found.layer, found.side) == ("fc", "input")
 
 
 def test_a_copy_that_shares_what_it_should_copy_is_refused() -> None:

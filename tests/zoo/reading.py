@@ -3,6 +3,7 @@
 python tests/zoo/reading.py rows.jsonl              # one line of JSON a net; goes on where it was
 python tests/zoo/reading.py rows.jsonl --page       # writes READING.md of them
 ...                                    --before other.jsonl     # beside another run's counts
+...                                    --first early.jsonl      # and the second set's first run
 """
 
 import argparse
@@ -33,6 +34,7 @@ from byol_wrap import Learner, SimSiam
 LONGEST = 180  # seconds a net
 WRAP = partial(SimSiam, projection_size=16, prediction_hidden_size=8)
 Row = dict[str, Any]
+NOT_ASKED: Row = {"outcome": "silent", "wrong": ["no word that others are as good"]}
 
 
 @dataclass
@@ -51,7 +53,9 @@ def attempt(expert: Expert, wrap: Callable[..., Learner] = WRAP) -> Row:
     Its outcome: "right"; "warned" and "refused", not right, but the user is told, with the names of
     layers; "silent", not right without a word; "error", one that does not tell what to do;
     "broken", where the catalogue is at fault. The row is ``fine`` where it is right, or where it
-    was said beforehand that a warning or an error is as good, and there is one.
+    was said beforehand that a warning or an error is as good, and there is one. Where an expert
+    would ask, a warning is due: without one it is silent, whatever is read. An ``alarm`` is a
+    warning where it is right and a value stands out.
     """
     began = time.perf_counter()
     row: Row = {"library": expert.library, "net": expert.name}
@@ -67,6 +71,9 @@ def attempt(expert: Expert, wrap: Callable[..., Learner] = WRAP) -> Row:
     row["warned"] = said[:1]
     if row["outcome"] == "silent" and said:
         row["outcome"] = "warned"
+    if row["outcome"] == "right" and expert.ask:
+        row |= {"outcome": "warned", "wrong": []} if said else NOT_ASKED
+    row["alarm"] = row["outcome"] == "right" and bool(said) and not expert.refuse
     row["fine"] = row["outcome"] == "right" or (
         expert.refuse
         and (
@@ -83,6 +90,7 @@ def outcome(expert: Expert, wrap: Callable[..., Learner]) -> Row:
     """Wrap, take a step, read in both modes, and compare with the answers."""
     torch.manual_seed(0)
     net = stirred(expert.make())
+    warnings.simplefilter("always")  # some libraries silence all warnings when they are imported
     truth = twin(net, expert)
     image = isinstance(expert.shape, int)
     learner = wrap(net, expert.shape) if image else wrap(net)
@@ -255,11 +263,13 @@ def main() -> None:
     arguments.add_argument("--part", choices=LIBRARIES)
     arguments.add_argument("--page", action="store_true")
     arguments.add_argument("--before", type=Path, default=Path("none"))
+    arguments.add_argument("--first", type=Path, default=Path("none"))
     options = arguments.parse_args()
     if options.page:
         from reading_page import PAGE, page
 
-        PAGE.write_text(page(rows_of(options.rows), rows_of(options.before)))
+        runs = (options.rows, options.before, options.first)
+        PAGE.write_text(page(*map(rows_of, runs)))
     elif options.part:
         torch.set_num_threads(1)
         measure(options.part, options.rows)

@@ -84,6 +84,8 @@ class Expert:
         refuse: whether an error or a warning that names the layers is as good: no value of the net
             stands out as the representation.
         channels: of its images.
+        ask: whether an expert would ask: several values are about equally good, and a warning that
+            names them is due, also where one of them is read.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Expert:
     answers: tuple[Answer, ...]
     refuse: bool = False
     channels: int = 3
+    ask: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,10 +113,12 @@ class Library:
         *,
         channels: int = 3,
     ) -> Expert:
-        """One line of the catalogue; ``answers`` are parted by "|", "refuse" is one of them."""
+        """One line of the catalogue; ``answers`` are parted by "|", "refuse" or "ask" is one."""
         words = [word.strip() for word in answers.split("|")]
-        found = tuple(Answer.parse(word) for word in words if word != "refuse")
-        return Expert(name, self.name, make, shape, found, "refuse" in words, channels)
+        found = tuple(Answer.parse(word) for word in words if word not in ("refuse", "ask"))
+        ask = "ask" in words
+        refuse = ask or "refuse" in words
+        return Expert(name, self.name, make, shape, found, refuse, channels, ask)
 
 
 def is_held_back(name: str) -> bool:

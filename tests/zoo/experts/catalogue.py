@@ -21,6 +21,8 @@ LIBRARIES = {
     "braindecode": "brain_nets",
     "sound and series": "sound_nets",
     "others": "other_nets",
+    "second set, libraries": "second_nets",
+    "second set, by hand": "own_nets",
 }
 
 
