@@ -107,6 +107,8 @@ class Following(Wrapper):
         """
         if not self._attachment.is_active:
             self._update()
+            if self.has_target:
+                self._watch.updated_by_hand(self)
         elif self.has_target:
             self._watch.warn(
                 "attached",

@@ -85,7 +85,7 @@ class Own(Learner):
         self, of: Callable[[Tensor], Any], image_size: int | None = 32, **heads: nn.Module
     ) -> None:
         torch.manual_seed(0)
-        super().__init__(conv_net(6), image_size, projector=nn.LazyLinear(4), **heads)
+        super().__init__(conv_net(6), image_size, projector=nn.Linear(6, 4), **heads)
         self.head = nn.LazyLinear(3)
         self.of = of
 

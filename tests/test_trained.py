@@ -199,6 +199,29 @@ def test_a_step_that_is_never_taken_is_told(name: str) -> None:
     told(run, "no weight has changed, although an optimizer .* call optimizer.step")
 
 
+@pytest.mark.parametrize(("every", "fused"), [(2, False), (4, False), (1, False), (1, True)])
+def test_a_target_that_is_updated_after_each_batch_that_is_added_up_is_told(
+    monkeypatch: pytest.MonkeyPatch, every: int, fused: bool
+) -> None:
+    monkeypatch.setattr("byol_wrap.guard.pacing.LOOKS", 12)
+    monkeypatch.setattr("byol_wrap.guard.pacing.FRESH", 2)
+    learner, batch = make("BYOL"), images()
+    optimizer = SGD(learner.parameters(), lr=0.1, fused=fused)
+
+    def run() -> None:
+        for k in range(13):
+            learner(batch).backward()
+            if (k + 1) % every == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+            learner.update_moving_average()
+
+    if every == 1:
+        run()
+    else:
+        told(run, rf"{11 - 12 // every} of 12 updates found no weight changed")
+
+
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("name", ["BYOL", "SimCLR"])
 def test_gradients_that_are_never_cleared_are_told(name: str, fused: bool) -> None:

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -77,7 +76,7 @@ class CollapseWatch:
             self._look = None
         if self._look is None:
             kinds = (outputs.representation1, outputs.projection1)
-            self._look = Later(torch.stack([std_ratio(features).float() for features in kinds]))
+            self._look = Later([std_ratio(features).float() for features in kinds])
         if not ratios or self._collapsed_looks < LOOKS:
             return None
         return dict(zip(("representations", "projections"), ratios, strict=True))

@@ -2,12 +2,11 @@
 
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from byol_wrap.guard.later import Later
-from byol_wrap.guard.look import WITHOUT_WAIT, is_plain
+from byol_wrap.guard.look import WITHOUT_WAIT, is_plain, norms
 from byol_wrap.guard.trained import parts
 
 LOOKS = 12  # at a parameter's gradient, when the first losses go backward
@@ -38,14 +37,13 @@ class GradientsWatch:
         if self._parameter is not None:
             loss.register_hook(self._look)
 
-    @torch.no_grad()
     def _look(self, gradient: Tensor) -> None:
         assert self._parameter is not None
         values, there = self._parameter, self._parameter.grad
         if there is None or there.is_sparse:
             self._looks.append(None)
             return
-        self._looks.append(Later(torch.stack([values.float().norm(), there.float().norm()])))
+        self._looks.append(norms([values, there]))
 
     def never_cleared(self) -> str:
         """What to say, when a training step begins; "" where nothing is to be said."""

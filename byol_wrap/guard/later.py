@@ -1,5 +1,8 @@
 """Numbers that are read without a wait for the device."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -7,10 +10,17 @@ from torch import Tensor
 class Later:
     """A few numbers, copied to the host in the background, to be read once they have come."""
 
-    def __init__(self, numbers: Tensor) -> None:
-        self._copy = numbers.to("cpu", non_blocking=numbers.is_cuda)
-        stream = torch.cuda.current_stream(numbers.device) if numbers.is_cuda else None
-        self._copied = stream.record_event() if stream else None
+    def __init__(self, numbers: Sequence[Tensor]) -> None:
+        self._there = list(numbers)
+        self._copied: torch.cuda.Event | None = None
+        first = next(iter(numbers), None)
+        if first is not None and first.device.type != "cpu":
+            there = [
+                number.to(first.device, torch.float32, non_blocking=True) for number in numbers
+            ]
+            self._there = [torch.stack(there).to("cpu", non_blocking=first.is_cuda)]
+            if first.is_cuda:
+                self._copied = torch.cuda.current_stream(first.device).record_event()
 
     @property
     def has_come(self) -> bool:
@@ -19,5 +29,5 @@ class Later:
 
     def read(self) -> list[float]:
         """The numbers."""
-        numbers: list[float] = self._copy.tolist()
-        return numbers
+        read: list[Any] = [part.tolist() for part in self._there]
+        return read[0] if read and isinstance(read[0], list) else read

@@ -26,10 +26,9 @@ class Look:
         sized = [parameter for parameter in parameters if not is_lazy(parameter)]
         self.who = [id(parameter) for parameter in sized]
         self.writes = [0 if p.is_inference() else p._version for p in sized]
-        plain = [p.detach() for p in sized if is_plain(p) and p.device.type in devices]
+        plain = [p for p in sized if is_plain(p) and p.device.type in devices]
         chosen = plain[:: max(1, len(plain) // LOOKED_AT)]
-        norms = [p.float().norm().to(chosen[0].device, non_blocking=True) for p in chosen]
-        self.norms = Later(torch.stack(norms)) if norms else None
+        self.norms = norms(chosen) if chosen else None
 
     @property
     def has_come(self) -> bool:
@@ -43,6 +42,12 @@ class Look:
         if self.norms is None or other.norms is None:
             return self.norms is other.norms
         return self.norms.read() == other.norms.read()
+
+
+@torch.no_grad()
+def norms(tensors: list[Tensor]) -> Later:
+    """The norms of some tensors."""
+    return Later(torch._foreach_norm(tensors))
 
 
 def is_plain(parameter: Tensor) -> bool:

@@ -13,6 +13,7 @@ from byol_wrap.guard.collapse import CollapseWatch, Run, message
 from byol_wrap.guard.drift import Drift, drift_message
 from byol_wrap.guard.gradients import GradientsWatch
 from byol_wrap.guard.inputs import check_loss
+from byol_wrap.guard.pacing import PacingWatch
 from byol_wrap.guard.trained import HEADS_MESSAGE, NET, TrainedWatch, in_no_optimizer, parts
 from byol_wrap.warning import warn
 
@@ -41,6 +42,7 @@ class Watch:
         self._drift = Drift()
         self._trained = TrainedWatch()
         self._gradients = GradientsWatch()
+        self._pacing = PacingWatch()
         self._alike = AlikeWatch()
         self._seen: deque[tuple[Tensor, Tensor]] = deque(maxlen=8)
 
@@ -160,6 +162,11 @@ class Watch:
                 "is 1, and the target stands still. Give total_steps the number of optimizer steps "
                 "of the whole run.",
             )
+
+    def updated_by_hand(self, learner: nn.Module) -> None:
+        """The user has said that the optimizer has stepped."""
+        if too_often := self._pacing.too_often(learner):
+            self.warn("pacing", too_often)
 
     def attached(self, learner: nn.Module, trained: Set[int]) -> None:
         """An optimizer is to move the target, and trains the parameters of these ids."""

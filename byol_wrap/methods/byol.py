@@ -39,7 +39,8 @@ class BYOL(Learner):
 
     Attributes:
         predictor: the head that only the online network has.
-        target: the moving average of ``online``, at least float32.
+        target: the moving average of ``online``, at least float32; what ``online`` is when training
+            begins, also where weights were loaded into ``net`` after it was wrapped.
         step: a buffer, how many updates the target has had.
 
     Raises:
