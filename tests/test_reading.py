@@ -1,6 +1,7 @@
 """What represents an image, in nets of every kind: the oracle is a hook set by hand."""
 
 import copy
+import re
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -661,6 +662,255 @@ def test_before_the_class_token_joins_there_is_none(layer: str, pool: str) -> No
     found = wrap(Transformer("late"), hidden_layer=layer).representation
     assert found is not None
     assert found.pool == pool
+
+
+# Scores that a norm, or a cut, follows
+
+
+def cut_out(net: Any, x: Tensor) -> Tensor:
+    """As in OpenPose: scores are joined with the features for the next stage, and cut out."""
+    maps = net.body(x)
+    joined = torch.cat([maps, net.heat(maps), net.field(maps)], 1)
+    return joined[:, -9:]
+
+
+def test_scores_cut_out_of_what_they_were_joined_with_are_scores() -> None:
+    net = Function(cut_out, body=encoder(), heat=nn.Conv2d(16, 3, 1), field=nn.Conv2d(16, 6, 1))
+    with pytest.warns(UserWarning, match="values for each place"):
+        check(net, IMAGE, ("body", "output", mean))
+    net.function = lambda net, x: torch.cat([net.body(x), net.heat(net.body(x))], 1)[:, :12]
+    net.body = nn.Sequential(*encoder())
+    found = wrap(net).representation
+    assert found is not None
+    assert (found.layer, found.size) == ("", 12)  # features are not passed
+
+
+def by_normed_convolution(reads: int, gives: int) -> nn.Module:
+    return nn.Sequential(
+        block(3, reads),
+        nn.Conv2d(reads, gives, 1, bias=False),
+        nn.BatchNorm2d(gives),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+
+
+def test_a_convolution_and_its_norm_that_narrow_much_are_passed() -> None:
+    check(by_normed_convolution(80, 10), IMAGE, ("1", "input", mean))
+
+
+def test_a_convolution_and_its_norm_that_narrow_little_are_told() -> None:
+    with pytest.warns(UserWarning, match=r"32 channels to 12 .* may be scores.*'0'"):
+        check(by_normed_convolution(32, 12), IMAGE, ("4", "output", same))
+    check(by_normed_convolution(12, 12), IMAGE, ("4", "output", same))
+
+
+# Tokens that are written to in place, or given apart
+
+
+class WrittenTo(Transformer):
+    """Residuals are added in place to what a Linear gave, which is a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks, self.head = nn.Linear(16, 16), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_token.repeat(len(x), 1, 1), x], 1)
+        mixed = self.blocks(x)
+        mixed += x
+        normed: Tensor = self.norm(mixed)
+        return normed
+
+
+def test_a_class_token_is_followed_through_what_is_written_to_in_place() -> None:
+    check(WrittenTo(), IMAGE, ("norm", "output", first))
+    found = wrap(WrittenTo(), hidden_layer="blocks").representation  # as it was given
+    assert found is not None
+    assert found.pool == "class_token"
+
+
+class Apart(Transformer):
+    """Gives its map and its class token, each by its name."""
+
+    def __init__(self, names: tuple[str, str], is_learned: bool = True) -> None:
+        super().__init__("first" if is_learned else "never")
+        self.names = names
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        size = x.shape[2] // 8
+        token, patches = super().forward(x).split([1, size * size], 1)
+        return dict(zip(self.names, (patches.mT.unflatten(2, (size, size)), token), strict=True))
+
+
+def test_a_class_token_that_is_given_beside_its_map_is_read() -> None:
+    net = Apart(("last_hidden_state", "cls_token_value"))
+    check(net, IMAGE, ("norm", "output", first))
+
+
+# Equal candidates
+
+
+def towers(forward: Callable[[Any, Tensor], Any], **layers: nn.Module) -> nn.Module:
+    return Function(forward, one=conv_net(12), two=conv_net(12), **layers)
+
+
+def averaged(net: Any, x: Tensor) -> Tensor:
+    return (net.fc1(net.one(x)) + net.fc2(net.two(x))) / 2
+
+
+def shared_tower(net: Any, x: Tensor) -> Any:
+    return net.body(x[:, 0]), net.body(x[:, 1])
+
+
+def stem_and_towers(net: Any, x: Tensor) -> dict[str, Tensor]:
+    x = net.stem(x)
+    return {"a": net.fc1(net.one(x)), "b": net.fc2(net.two(x))}
+
+
+def linear() -> dict[str, nn.Module]:
+    return {"fc1": nn.Linear(12, 3), "fc2": nn.Linear(12, 3)}
+
+
+EQUAL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
+    "scores of two streams, averaged": (
+        lambda: towers(averaged, **linear()),
+        IMAGE,
+        r"'fc2', .* but the input of layer 'fc1' would do as well.*hidden_layer='one'",
+    ),
+    "an ensemble of three": (
+        lambda: Function(
+            lambda net, x: torch.stack([net.a(x), net.b(x), net.c(x)]).mean(0),
+            **{name: conv_net(12, classes=3) for name in "abc"},
+        ),
+        IMAGE,
+        r"'a.8' and the input of layer 'b.8' would do as well: they are.*='a.7'.*='b.7'",
+    ),
+    "vectors of two streams": (
+        lambda: towers(lambda net, x: (net.one(x), net.two(x))),
+        IMAGE,
+        r"by the net's output, .* but part 1 of the net's output.*hidden_layer='two'",
+    ),
+    "maps of two streams": (
+        lambda: Function(
+            lambda net, x: {"a": net.one(x), "b": net.two(x)}, one=encoder(), two=encoder()
+        ),
+        IMAGE,
+        "part b of the net's output would do as well.*hidden_layer='two'",
+    ),
+    "both items of a pair by one tower": (
+        lambda: Function(shared_tower, body=conv_net(12)),
+        (2, *IMAGE),
+        "part 1 of the net's output would do as well",
+    ),
+    "two large towers on a small stem": (
+        lambda: Function(
+            stem_and_towers, stem=block(3, 4), one=conv_net(24, 4), two=conv_net(24, 4),
+            fc1=nn.Linear(24, 3), fc2=nn.Linear(24, 5),
+        ),
+        IMAGE,
+        "the input of layer 'fc2' would do as well",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_equal_candidates_are_told_once(name: str) -> None:
+    build, shape, words = EQUAL[name]
+    batch = torch.rand(2, *shape)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        wrap(build(), None)(batch, batch)
+    assert len(told) == 1
+    assert re.search(words, str(told[0].message)), told[0].message
+
+
+def in_training_alone(net: Any, x: Tensor) -> Any:
+    scores = net.fc1(net.one(x))
+    return (scores, net.fc2(net.two(x))) if net.training else scores
+
+
+def exits(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    early = net.early(x)
+    return net.fc1(early.mean((2, 3))), net.fc2(net.late(early).mean((2, 3)))
+
+
+def stripes(net: Any, x: Tensor) -> list[Tensor]:
+    """As for persons: a classifier for each part of a map."""
+    top, bottom = F.adaptive_avg_pool2d(net.body(x), (2, 1)).flatten(2).unbind(2)
+    return [net.fc1(top), net.fc2(bottom)]
+
+
+def projected(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Features and what a loss reads, both of length 1."""
+    features = net.body(x)
+    return F.normalize(features), F.normalize(net.head(features))
+
+
+NOT_EQUAL: dict[str, tuple[Callable[[], nn.Module], Oracle]] = {
+    "a large and a small stream": (
+        lambda: Function(
+            averaged, one=conv_net(24), two=conv_net(4), fc1=nn.Linear(24, 3), fc2=nn.Linear(4, 3)
+        ),
+        ("fc1", "input", same),
+    ),
+    "streams that are joined": (
+        lambda: towers(
+            lambda net, x: net.fc(torch.cat([net.one(x), net.two(x)], 1)), fc=nn.Linear(24, 3)
+        ),
+        ("fc", "input", same),
+    ),
+    "a second stream in training alone": (
+        lambda: towers(in_training_alone, **linear()),
+        ("fc1", "input", same),
+    ),
+    "exits at two depths": (
+        lambda: Function(
+            exits, early=block(3, 12, 4), late=block(12, 12), fc1=nn.Linear(12, 3),
+            fc2=nn.Linear(12, 3),
+        ),
+        ("fc2", "input", same),
+    ),
+    "stripes of one map": (
+        lambda: Function(stripes, body=encoder(), fc1=nn.Linear(16, 3), fc2=nn.Linear(16, 3)),
+        ("body", "output", mean),
+    ),
+    "two tasks on one trunk": (
+        lambda: with_fc(two_heads, age=nn.Linear(12, 1)),
+        ("fc", "input", same),
+    ),
+    "features beside their projection": (
+        lambda: Function(
+            projected, body=conv_net(24), head=nn.Sequential(nn.Linear(24, 32), nn.ReLU(),
+            nn.Linear(32, 8)),
+        ),
+        ("", "output", lambda x: x[0]),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_EQUAL)
+def test_what_only_looks_like_an_equal_candidate_is_not_told(name: str) -> None:
+    build, oracle = NOT_EQUAL[name]
+    check(build(), IMAGE, oracle)
+
+
+# Extra levels that have parameters
+
+
+def detector(net: Any, x: Tensor) -> dict[str, Tensor]:
+    maps = [net.a(x)]
+    for layer in (net.b, net.extra1, net.extra2):
+        maps.append(layer(maps[-1]))
+    return dict(zip("0123", maps, strict=True))
+
+
+def test_a_level_that_may_be_a_detectors_is_told() -> None:
+    layers = {"a": block(3, 8, 4), "b": block(8, 24), "extra1": nn.Conv2d(24, 24, 1, 2)}
+    net = Function(detector, **layers, extra2=nn.Conv2d(24, 8, 1, 2))
+    with pytest.warns(UserWarning, match=r"may end at a map before it.*hidden_layer='b'"):
+        check(net, IMAGE, ("extra1", "output", mean))
 
 
 # The images' channels

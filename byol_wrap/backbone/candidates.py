@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from byol_wrap.backbone.choosing import Chooser, Tap
+from byol_wrap.backbone.choosing import Chooser
 from byol_wrap.backbone.finding import Found
 from byol_wrap.backbone.graph import Edge
 from byol_wrap.backbone.recording import Record, Side, Value
 from byol_wrap.backbone.representation import Representation, main_tensor, pooled
+from byol_wrap.backbone.taps import Tap
 
 FEW = 8  # numbers that hardly tell one image from another
 MUCH = 0.5  # of the parameters that could be trained
@@ -131,7 +132,8 @@ def doubt(record: Record, sample: Tensor, found: Found, also: str, trainable: se
         return ""
     tap = next(t for t in found.choice.taps if t.is_at(found.representation))
     others = [row for row in candidates(record, sample, tap) if not row.chosen]
-    others = sorted(others, key=lambda row: (-row.size, -row.share))[:NAMED]
+    first = _names(record, sample, found)
+    others = sorted(others, key=lambda row: (row.name not in first, -row.size, -row.share))[:NAMED]
     if not why and others and others[0].size >= 2 * size:
         why = f"{size} numbers hardly tell one image from another"
     if not why:
@@ -139,11 +141,19 @@ def doubt(record: Record, sample: Tensor, found: Found, also: str, trainable: se
     shape = ", ".join(map(str, value.tensor.shape[1:]))
     pool = found.representation.pool
     how = f", pooled by {pool!r} to {size} numbers" if pool != "none" else ""
+    choose = f", such as {'; '.join(map(str, others))}" if others else " by hidden_layer="
     return (
-        f"An image is represented by {found.representation.where}, (B, {shape}){how}, but {why}. "
-        "If that is not what you want, choose another layer, such as "
-        f"{'; '.join(map(str, others))}. byol_wrap.representation_candidates lists all."
+        f"An image is represented by {tap.where}, (B, {shape}){how}, but {why}. "
+        f"If that is not what you want, choose another layer{choose}. "
+        "byol_wrap.representation_candidates lists all."
     )
+
+
+def _names(record: Record, sample: Tensor, found: Found) -> set[str]:
+    """The layers that give what may be wanted instead."""
+    chooser = Chooser(record, sample)
+    taps = [chooser.taps(tap.value.place) for tap in found.choice.instead]
+    return {tap.layer for each in taps for tap in each[:1]}
 
 
 def _sums_to_one(found: Found) -> str:

@@ -1,99 +1,72 @@
 """Chooses the value of a forward that represents an image: the rule."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass, replace
-
-from torch import Tensor
+from dataclasses import is_dataclass, replace
 
 from byol_wrap.backbone.bottleneck import find_bottleneck
-from byol_wrap.backbone.classifier import Head, heads_of, is_mixing, last_of, trunk_of
-from byol_wrap.backbone.graph import (
-    Edge,
-    ancestors,
-    kind,
-    parents,
-)
-from byol_wrap.backbone.measuring import VIEWS, Measure, is_pyramid, width, without_extras
-from byol_wrap.backbone.recording import Call, Record, Side, Value
-from byol_wrap.backbone.representation import MAIN_FIELDS, Part, Representation, main_tensor, take
+from byol_wrap.backbone.classifier import MANY, Head, heads_of, is_mixing, main_of, trunk_of
+from byol_wrap.backbone.graph import Edge, ancestors, kind, parents, shape_of, tokens_in_front
+from byol_wrap.backbone.measuring import VIEWS, is_pyramid, width
+from byol_wrap.backbone.pyramid import level_before_extras, without_extras
+from byol_wrap.backbone.recording import Value
+from byol_wrap.backbone.representation import MAIN_FIELDS, main_tensor
+from byol_wrap.backbone.rivals import SHARED, rivals
+from byol_wrap.backbone.taps import Choice, Tap, Taps
 
-SHARED_TRUNK = 0.75  # of what the largest of several heads reads: they are tasks, not depths
+FEATURES = 0.5  # of what a classifier reads: an output that hangs on as much is its features
 
 
-@dataclass(frozen=True)
-class Tap:
-    """Where a value can be taken from a net while it runs."""
-
-    layer: str
-    side: Side
-    part: Part | None
-    value: Value
-
-    def find(self, record: Record) -> Value | None:
-        """What is there in another forward; None where that does not reach it, or twice."""
-        if self.layer == "":
-            taken = take(self.part, record.output)
-            return next((v for v in record.net_outputs if v.tensor is taken), None)
-        call = record.once(self.layer)
-        if call is None or self.side == "input":
-            return None if call is None else call.input
-        taken = take(self.part, call.output)
-        return next((v for v in call.outputs if v.tensor is taken), None)
-
-    def is_at(self, representation: Representation) -> bool:
-        """Whether a representation is taken here."""
-        r = representation
-        return (self.layer, self.side, self.part) == (r.layer, r.side, r.part)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What represents an image.
-
-    Attributes:
-        taps: where it can be taken, the best place first.
-        ends: places of the net's outputs that are made by classifiers.
-        doubt: why it may not be what is wanted; "" for no doubt.
-    """
-
-    taps: list[Tap]
-    ends: tuple[Edge, ...] = ()
-    doubt: str = ""
-
-
-class Chooser(Measure):
+class Chooser(Taps):
     """Chooses on one forward."""
 
     def choose(self) -> Choice:
         """The input of the classifiers; of maps the deepest; of a dense output the bottleneck."""
         outputs = without_extras(self, self._outputs())
         if not outputs:
-            return Choice(self._net_output(main_tensor(self.record.output)))
+            return Choice(self.of_net(main_tensor(self.record.output)))
         deepest = self._deepest(outputs)
         if deepest.tensor.ndim == 2 and deepest.tensor.numel() == self.sample.numel():
-            return self._narrowest(deepest, lambda v: v.tensor[0].numel()) or self._end(deepest)
+            return self._narrowest(deepest, lambda v: v.tensor[0].numel()) or self._end(
+                deepest, outputs
+            )
         items = [v for v in outputs if v.tensor.ndim == 2] if is_pyramid(self, outputs) else outputs
         ends = [(v, heads) for v in items if (heads := self._ends(v, outputs))]
         if ends:
-            return self._before_classifier(ends)
+            return self._given_beside(ends, outputs) or self._before_classifier(ends)
         found = self._narrowest(deepest, self.positions) if self.positions(deepest) > 1 else None
-        return found or self._end(self._before_fusing(deepest, outputs))
+        return found or self._end(self._before_fusing(deepest, outputs), outputs)
 
     def _narrowest(self, output: Value, positions: Callable[[Value], int]) -> Choice | None:
         found = find_bottleneck(self.record, output, positions, self.channels)
         taps = [] if found is None else self.taps(found.place)
         return Choice(taps, doubt=self._dense(output)) if taps else None
 
-    def _end(self, output: Value) -> Choice:
+    def _end(self, output: Value, outputs: Sequence[Value]) -> Choice:
         """The net's output, or what gives scores for each of its places reads."""
-        heads = self._heads(output)
+        assert output.place is not None
+        found = heads_of(self.record, output.place)
+        heads = self._readable(output, found)
         if heads and all(head.narrows for head in heads):
             choice = self._before_classifier([(output, heads)], of_places=True)
-            return replace(choice, doubt=self._dense(output))
-        return Choice(self._net_output(output.tensor))
+            return replace(choice, doubt=self._dense(output), instead=())
+        choice = Choice(self.of_net(output.tensor))
+        if self._is_perhaps_classifier(output, found):
+            given, read = shape_of(found[0].gives)[1], shape_of(*found[0].reads)[1]
+            why = f"its last convolution narrows {read} channels to {given} and has no activation "
+            why += "behind it: its numbers may be scores"
+            return replace(choice, doubt=why, instead=(self.first_of(found[0].reads),))
+        finer = level_before_extras(self, output, self._outputs())
+        if finer is not None:
+            why = "it has few parameters of its own, as the coarser maps behind it have, which are "
+            why += "a detector's; the backbone may end at a map before it"
+            return replace(choice, doubt=why, instead=tuple(self.of_net(finer.tensor)[-1:]))
+        return self._among_equals(choice, output.place, [v.place for v in outputs if v.place])
 
     def _outputs(self) -> list[Value]:
-        """The net's outputs that can represent images; the main one alone where it is named."""
+        """The net's outputs that can represent images; the main one alone where it is named.
+
+        Or in place of tokens, or a map, the class token that was cut off them.
+        """
         output = self.record.output
         usable = [
             value
@@ -103,18 +76,32 @@ class Chooser(Measure):
         if isinstance(output, Mapping) or (is_dataclass(output) and not isinstance(output, type)):
             names = {value.part[0] for value in usable if len(value.part) == 1}
             if names & set(MAIN_FIELDS):
-                main = main_tensor(output)
-                return [value for value in usable if value.tensor is main]
+                main = [value for value in usable if value.tensor is main_tensor(output)]
+                return next(([v] for v in usable if main and self._is_its_token(v, main[0])), main)
         return usable
+
+    def _is_its_token(self, value: Value, main: Value) -> bool:
+        """Whether a value is the class token of tokens that the net gives without it."""
+        shape, channels = value.tensor.shape, main.tensor.shape[self.channels(main)]
+        one = value is not main and shape[-1] == value.tensor[0].numel() == channels
+        if not one or self.positions(main) == 1 or value.place is None or main.place is None:
+            return False
+        has_own = tokens_in_front(main.place, self.positions(main))[0]
+        return not has_own and tokens_in_front(value.place, 1)[0] == 1
 
     # Classifiers
 
     def _heads(self, value: Value) -> list[Head]:
         """The heads of a value that can be read before."""
         assert value.place is not None
-        heads = heads_of(self.record, value.place)
-        rectified = [head for head in heads if head.is_rectified]
-        if rectified and not self._is_pooled(value, rectified):
+        return self._readable(value, heads_of(self.record, value.place))
+
+    def _readable(self, value: Value, heads: list[Head]) -> list[Head]:
+        """Some heads of a value, or none where they are a backbone's, or cannot be read before."""
+        behind = [head for head in heads if head.is_rectified or head.is_normed]
+        if behind and not self._is_pooled(value, behind):
+            return []
+        if any(head.is_normed and not head.narrows_by(MANY) for head in heads):
             return []
         return heads if all(self._before(head) for head in heads) else []
 
@@ -126,6 +113,11 @@ class Chooser(Measure):
         if self.positions(value) > 1:
             return node is not None and kind(node) in ("Softmax", "LogSoftmax", "Sigmoid")
         return all(self.positions(self._before(head)[0].value) > 1 for head in heads)
+
+    def _is_perhaps_classifier(self, value: Value, heads: Sequence[Head]) -> bool:
+        """Whether a value is the mean of what a convolution narrows to, normalised."""
+        is_one = len(heads) == 1 and heads[0].is_normed and heads[0].narrows
+        return is_one and self._is_pooled(value, heads)
 
     def _ends(self, value: Value, outputs: Sequence[Value]) -> list[Head]:
         """The heads that give an item's scores, and not what a map is made from.
@@ -159,15 +151,45 @@ class Chooser(Measure):
         first of them reads.
         """
         ends = tuple(value.place for value, _ in found if value.place)
-        reads = [last_of(heads) for _, heads in found]
-        masses = [self.mass(head.reads) for head in reads]
-        largest = reads[masses.index(max(masses))]
-        if len({self.record.graph.bits(head.reads) for head in reads}) > 1:
-            trunk = self._trunk([head.reads for head in reads], max(masses))
+        heads = [main_of(heads, self.mass) for _, heads in found]
+        masses = [self.mass(head.reads) for head in heads] if len(heads) > 1 else [0]
+        largest = heads[masses.index(max(masses))]
+        places = list(dict.fromkeys(head.reads for _, each in found for head in each))
+        if not of_places and len(places) > 1 and not any(map(_is_class_token, places)):
+            trunk = self._trunk(places, max(map(self.mass, places)))
             if trunk:
                 return Choice(trunk, ends)
-        trunk = self._before_narrowing(largest, of_places)
-        return Choice(trunk or self._before(largest), ends)
+        choice = Choice(self._before_narrowing(largest, of_places) or self._before(largest), ends)
+        return self._among_equals(choice, largest.reads, places)
+
+    def _given_beside(
+        self, ends: Sequence[tuple[Value, list[Head]]], outputs: Sequence[Value]
+    ) -> Choice | None:
+        """The features that a net gives beside what it makes of them: scores, or a projection."""
+        scores = {id(value) for value, _ in ends}
+        others = [v for v in outputs if id(v) not in scores and v.tensor.ndim == 2]
+        if not others:
+            return None
+        most = max(self.mass(head.reads) for _, heads in ends for head in heads)
+        behind = [self.record.graph.bits(value.place) for value, _ in ends]
+        features = [
+            v
+            for v in others
+            if all(self.record.graph.bits(v.place) & ~bits == 0 for bits in behind)
+            and FEATURES * most <= self.mass(v.place) < most
+        ]
+        return Choice(self.of_net(features[0].tensor)) if len(features) == 1 else None
+
+    def _among_equals(self, choice: Choice, place: Edge | None, others: Sequence[Edge]) -> Choice:
+        """The choice, with a doubt where other values would have done as well."""
+        equal = [] if place is None else rivals(self, place, others)
+        if not equal:
+            return choice
+        taps = [self.first_of(other) for other in equal]
+        named = " and ".join(tap.where for tap in taps)
+        size = "they are of its size and hang" if len(taps) > 1 else "it is of its size and hangs"
+        why = f"{named} would do as well: {size} on about as many parameters, and neither is made "
+        return replace(choice, doubt=why + "from the other", instead=tuple(taps))
 
     def _before_narrowing(self, head: Head, of_places: bool) -> list[Tap]:
         place = trunk_of(self.record, head)
@@ -186,7 +208,7 @@ class Chooser(Measure):
         for call in reversed(self.record.calls):
             for value in call.outputs:
                 fits = value.place is not None and value.place[0] in shared
-                if fits and self.mass(value.place) >= SHARED_TRUNK * largest:
+                if fits and self.mass(value.place) >= SHARED * largest:
                     taps = self.taps(value.place)
                     if taps:
                         return taps
@@ -219,33 +241,9 @@ class Chooser(Measure):
             "rather than for the image"
         )
 
-    # Taps
 
-    def taps(self, place: Edge | None) -> list[Tap]:
-        """Where a value can be taken: layers called once whose output it is, the outermost first.
-
-        Layers that give it alone come before those that give it among others.
-        """
-        if place is None:
-            return []
-        given = [
-            (bool(value.part), call.name.count("."), Tap(call.name, "output", part, value))
-            for call in self._called_once()
-            for value in call.outputs
-            if value.place == place
-            for part in [None if main_tensor(call.output) is value.tensor else value.part]
-        ]
-        return [tap for *_, tap in sorted(given, key=lambda found: found[:2])]
-
-    def _called_once(self) -> list[Call]:
-        return [call for call in self.record.calls if self.record.times[call.name] == 1]
-
-    def _net_output(self, tensor: Tensor | None) -> list[Tap]:
-        main = main_tensor(self.record.output)
-        value = next((v for v in self.record.net_outputs if v.tensor is tensor), None)
-        value = Value.of(tensor) if value is None else value
-        part = None if tensor is main else value.part
-        return [Tap("", "output", part, value), *self.taps(value.place)]
+def _is_class_token(place: Edge) -> bool:
+    return tokens_in_front(place, 1)[0] == 1
 
 
 def _is_upsampled(value: Value) -> bool:

@@ -4,14 +4,14 @@ Past what only reshapes, scales, squashes, adds, stacks or selects, to the last 
 features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from byol_wrap.backbone.graph import Edge, ancestors, in_order, kind, parents
+from byol_wrap.backbone.graph import Edge, ancestors, dims, in_order, kind, parents, shape_of
 from byol_wrap.backbone.recording import Call, Record
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -33,6 +33,9 @@ _ACTIVATIONS = "Relu Gelu Silu LeakyRelu Elu Hardswish Hardtanh Mish Prelu Tanh 
 _BETWEEN = "NativeBatchNorm CudnnBatchNorm NativeLayerNorm NativeDropout Mul View"
 ACTIVATIONS, BETWEEN = frozenset(_ACTIVATIONS.split()), frozenset(_BETWEEN.split())
 RECTIFIERS = ("Relu", "LeakyRelu", "Elu", "Hardtanh", "Silu", "Gelu", "Prelu")
+NORMS = ("NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm")
+EQUAL = 0.8  # of the parameters that the largest depends on: about as many
+MANY = 8  # times as many channels read as given: more than a block of a backbone narrows
 ATTENTION = ("Bmm", "ScaledDotProduct")  # what gives a weighted sum of values
 
 
@@ -45,18 +48,26 @@ class Head:
         gives: the node of what it gives.
         call: of the layer; None where the net multiplies with a parameter of its own.
         is_rectified: whether it is a convolution whose scores go through an activation.
+        is_normed: whether it is a convolution whose scores go through a BatchNorm.
     """
 
     reads: Edge
     gives: Any
     call: Call | None
     is_rectified: bool = False
+    is_normed: bool = False
 
     @property
     def narrows(self) -> bool:
         """Whether it gives at most half as many channels as it reads."""
+        return self.narrows_by(2)
+
+    def narrows_by(self, times: int) -> bool:
+        """Whether it is no convolution, or reads that many times as many channels as it gives."""
         layer = None if self.call is None else self.call.layer
-        return not isinstance(layer, CONVOLUTIONS) or layer.out_channels * 2 <= layer.in_channels
+        if not isinstance(layer, CONVOLUTIONS):
+            return True
+        return layer.out_channels * times <= layer.in_channels
 
 
 def is_mixing(layer: nn.Module) -> bool:
@@ -79,7 +90,7 @@ def heads_of(record: Record, place: Edge) -> list[Head]:
         elif hasattr(node, "variable"):
             found[node] = frozenset()  # a scale, or a shift
         else:
-            found[node] = _rectified(node, found) or _passed(node, found)
+            found[node] = _activated(node, found) or _passed(node, found)
     return sorted(found[place[0]] or (), key=_order(record))
 
 
@@ -128,16 +139,23 @@ def trunk_of(record: Record, head: Head) -> Edge | None:
             return trunk
 
 
-def _rectified(node: Any, found: dict[Any, frozenset[Head] | None]) -> frozenset[Head] | None:
-    """The head whose scores a node rectifies: a convolution with a bias, not one of a backbone."""
+def _activated(node: Any, found: dict[Any, frozenset[Head] | None]) -> frozenset[Head] | None:
+    """The convolution whose scores a node rectifies, where it has a bias, or normalises.
+
+    A backbone's last convolution has no bias, a norm and an activation behind it.
+    """
     before = [found[parent] for parent, _ in parents(node)]
-    if kind(node) not in RECTIFIERS or not before or not before[0] or len(before[0]) > 1:
+    if not before or not before[0] or len(before[0]) > 1:
         return None
     head = next(iter(before[0]))
     layer = None if head.call is None else head.call.layer
-    if not isinstance(layer, CONVOLUTIONS) or layer.bias is None:
+    if not isinstance(layer, CONVOLUTIONS):
         return None
-    return frozenset([replace(head, is_rectified=True)])
+    if kind(node) in NORMS:
+        return frozenset([replace(head, is_normed=True)])
+    if kind(node) in RECTIFIERS and layer.bias is not None and not head.is_normed:
+        return frozenset([replace(head, is_rectified=True)])
+    return None
 
 
 def _adds_to_itself(parts: Sequence[frozenset[Head]]) -> bool:
@@ -157,6 +175,8 @@ def _passed(node: Any, found: dict[Any, frozenset[Head] | None]) -> frozenset[He
     if kind(node) in ("Mm", "Addmm") and frozenset() in before:
         read = [p for p in parents(node) if found[p[0]] != frozenset()]
         return frozenset([Head(read[0], node, None)]) if len(read) == 1 else None
+    if kind(node) == "Slice":
+        before = [found[parent] for parent in _cut_out(node)]
     if kind(node) not in PASSED or None in before or not before:
         return None
     parts = [part for part in before if part]
@@ -167,12 +187,46 @@ def _passed(node: Any, found: dict[Any, frozenset[Head] | None]) -> frozenset[He
     return frozenset().union(*parts)
 
 
+def _cut_out(node: Any) -> list[Any]:
+    """What a slice is taken from: of parts that were joined, those that it overlaps."""
+    before = [parent for parent, _ in parents(node)]
+    along = dims(node)
+    if len(before) != 1 or kind(before[0]) != "Cat" or dims(before[0]) != along:
+        return before
+    whole = before[0].next_functions
+    if any(part is None or not shape_of(part, index) for part, index in whole):
+        return before
+    size = shape_of(before[0])[along[0]]
+    start, end = (_place(getattr(node, f"_saved_{name}"), size) for name in ("start", "end"))
+    found, at = [], 0
+    for part, index in whole:
+        length = shape_of(part, index)[along[0]]
+        if at < end and start < at + length:
+            found.append(part)
+        at += length
+    return found
+
+
+def _place(saved: int, size: int) -> int:
+    """A slice's bound, counted from the front."""
+    signed = saved - 2**64 if saved >= 2**63 else saved
+    return min(max(signed + size if signed < 0 else signed, 0), size)
+
+
 def _order(record: Record) -> Any:
     calls = {id(call): i for i, call in enumerate(record.calls)}
     return lambda head: calls.get(id(head.call), len(calls))
 
 
-def last_of(heads: Sequence[Head]) -> Head:
-    """Of several classifiers that are combined: the last that reads a vector, or else the last."""
+def main_of(heads: Sequence[Head], mass: Callable[[Edge], int]) -> Head:
+    """Of several classifiers that are combined: of those that read vectors, or else of all.
+
+    The one that reads what most parameters work on; of about equals the widest, and the last.
+    """
     vectors = [h for h in heads if h.call and h.call.input and h.call.input.tensor.ndim == 2]
-    return (vectors or heads)[-1]
+    if len(vectors or heads) == 1:
+        return (vectors or heads)[0]
+    masses = [(mass(head.reads), head) for head in vectors or heads]
+    least = EQUAL * max(most for most, _ in masses)
+    equal = [head for most, head in masses if most >= least]
+    return max(reversed(equal), key=lambda head: shape_of(*head.reads)[-1:])

@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from byol_wrap.backbone.choosing import Choice, Chooser, Tap
+from byol_wrap.backbone.choosing import Chooser
 from byol_wrap.backbone.classifier import CONVOLUTIONS
 from byol_wrap.backbone.graph import dims, kind, shape_of, tokens_in_front
 from byol_wrap.backbone.recording import Record, Value
 from byol_wrap.backbone.representation import Pool, Representation, main_tensor, pooled
+from byol_wrap.backbone.taps import Choice, Tap
 
 POOLS = ("mean", "max", "class_token", "flatten")
 

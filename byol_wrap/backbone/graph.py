@@ -18,6 +18,8 @@ LAST = ("Addmm", "Mm", "Bmm", "Linear", "LayerNorm", "RmsNorm", "Embedding", "Sc
 RESHAPES = ("View", "UnsafeView", "Reshape", "ReshapeAlias", "Squeeze", "Unsqueeze")
 MOVES = ("Add", "Alias", "Clone", "Select", "Slice", "ToCopy")
 REDUCES = ("Select", "Mean", "Sum", "Max", "Amax", "Unbind")
+IN_PLACE = "CopySlices"  # a view was written to, as by x += y behind a Linear
+SPLITS = ("Split", "SplitWithSizes", "UnsafeSplit", "UnsafeSplitWithSizes", "Unbind")
 MOST_TOKENS_IN_FRONT = 16  # a class token and what some nets put beside it
 
 
@@ -65,12 +67,12 @@ class Graph:
         leaves: ids of the tensors at its ends, parameters mostly, in the order of their bits.
     """
 
-    def __init__(self, values: Iterable[Tensor]) -> None:
+    def __init__(self, places: Iterable[Edge]) -> None:
         self.leaves: list[int] = []
         self._behind: dict[Any, int] = {}
         self._users: dict[Any, list[Any]] = {}
         self._ids: set[int] = set()
-        for node in in_order([place[0] for value in values if (place := edge(value))]):
+        for node in in_order([place[0] for place in places]):
             self._behind[node] = self._own_bit(node)
             for parent, _ in parents(node):
                 self._behind[node] |= self._behind[parent]
@@ -206,9 +208,10 @@ def tokens_in_front(place: Edge, count: int) -> tuple[int, int]:
         How many the first of these parameters holds, 1 for a class token; and all of them.
     """
     seen: set[Any] = set()
-    states = [(place[0], count, (0, 0))]  # a node, its tokens, and what joined on the way to it
+    # A place, its tokens, and what joined on the way to it.
+    states = [(place, count, (0, 0))]
     while states:
-        node, tokens, joined = states.pop()
+        (node, index), tokens, joined = states.pop()
         if node in seen:
             continue
         seen.add(node)
@@ -221,16 +224,22 @@ def tokens_in_front(place: Edge, count: int) -> tuple[int, int]:
             if len(front) > 1 and size <= MOST_TOKENS_IN_FRONT:
                 learned = itertools.takewhile(lambda p: _is_learned(p[0]), front)
                 together = sum(_tokens(p, along[0]) for p in learned)
-                states.append((front[0][0], size, (size, max(joined[1], together, size))))
+                states.append((front[0], size, (size, max(joined[1], together, size))))
             continue
         first = kind(node) == "Select" and node._saved_index == 0
         first = first or (kind(node) == "Slice" and node._saved_start == 0)
-        for parent, index in parents(node):
-            shape = shape_of(parent, index)
+        first = first or (kind(node) in SPLITS and index == 0)
+        for parent, of in parents(node):
+            shape = shape_of(parent, of)
+            written = kind(parent) == IN_PLACE  # is as its base was, perhaps folded
             if first and along == [1] and len(shape) == 3:
-                states.append((parent, shape[1], joined))
-            elif (len(shape) == 3 and tokens in shape[:2]) or (len(shape) == 2 and tokens == 1):
-                states.append((parent, tokens, joined))
+                states.append(((parent, of), shape[1], joined))
+            elif (
+                written
+                or (len(shape) == 3 and tokens in shape[:2])
+                or (len(shape) == 2 and tokens == 1)
+            ):
+                states.append(((parent, of), tokens, joined))
     return 0, 0
 
 

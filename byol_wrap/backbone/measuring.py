@@ -7,7 +7,6 @@ from torch import Tensor
 
 from byol_wrap.backbone.graph import (
     Edge,
-    ancestors,
     channel_dim,
     kind,
     parents,
@@ -16,7 +15,6 @@ from byol_wrap.backbone.graph import (
 )
 from byol_wrap.backbone.recording import Record, Value
 
-EXTRA = 0.2  # of the parameters of a pyramid's largest level: less is no level of a backbone
 VIEWS = ("View", "UnsafeView", "Reshape", "ReshapeAlias", "Squeeze")
 
 
@@ -80,35 +78,3 @@ def is_pyramid(measure: Measure, outputs: Sequence[Value]) -> bool:
     """Whether some outputs are maps of several sizes, one of which may be a single pixel."""
     maps = [value for value in outputs if value.tensor.ndim > 2]
     return len({measure.positions(value) for value in maps}) > 1
-
-
-def without_extras(measure: Measure, outputs: Sequence[Value]) -> list[Value]:
-    """Outputs but for the extra levels of a pyramid: coarser, and with hardly any parameters.
-
-    Each is made from another level, as a detector's last are. A pooling that closes a stage of a
-    backbone is none, but one that only takes every other pixel is.
-    """
-    graph, seen, new = measure.record.graph, 0, {}
-    maps = [value for value in outputs if value.tensor.ndim > 2]
-    maps = sorted(maps, key=lambda v: (measure.mass(v.place), -measure.positions(v)))
-    for value in maps:
-        bits = graph.bits(value.place)
-        new[id(value)], seen = graph.size(bits & ~seen, measure.sizes), seen | bits
-    few = EXTRA * max(new.values(), default=0)
-    extra: set[int] = set()
-    for i, value in enumerate(maps):
-        behind = ancestors(value.place) if value.place else set()
-        finer = [v for v in maps[:i] if measure.positions(v) > measure.positions(value)]
-        made_from = [v for v in finer if v.place and v.place[0] in behind]
-        brings = new[id(value)]
-        closes = not brings and not _is_subsampled(value)
-        if made_from and brings < few and (not closes or id(made_from[-1]) in extra):
-            extra.add(id(value))
-    return [value for value in outputs if id(value) not in extra]
-
-
-def _is_subsampled(value: Value) -> bool:
-    """Whether it is every other pixel of a map: a pooling of single pixels."""
-    node = value.place[0] if value.place else None
-    kernel = getattr(node, "_saved_kernel_size", (2,))
-    return all(size == 1 for size in kernel)

@@ -1,6 +1,6 @@
 """Probes a net for its representation: runs it in both modes and leaves no trace."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -121,6 +121,8 @@ class _Probe:
         found, other = self._found(self.training), self._found(self.using)
         found = _reached_in(self.using, found, None)
         why = _disagreement(self.using, found, other)
+        if found.choice.instead and not other.choice.instead:  # what is only there in training
+            found = replace(found, choice=replace(found.choice, doubt="", instead=()))
         return self._finding(self.training, found, found.unused & other.unused, why)
 
     def _found(self, run: Record) -> Found:

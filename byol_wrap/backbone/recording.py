@@ -16,7 +16,7 @@ from byol_wrap.backbone.representation import Part, main_tensor
 Side = Literal["input", "output"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Value:
     """A tensor of a forward: where it was found in what a layer gave, and in the graph."""
 
@@ -80,7 +80,7 @@ class Record:
     @cached_property
     def graph(self) -> Graph:
         """The graph behind all that layers gave."""
-        return Graph(v.tensor for v in self.values())
+        return Graph(v.place for v in self.values() if v.place)
 
     def values(self) -> Iterator[Value]:
         """All values that layers gave, the net's own last."""

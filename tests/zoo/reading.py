@@ -89,6 +89,7 @@ def outcome(expert: Expert, wrap: Callable[..., Learner]) -> Row:
     """Wrap, take a step, read in both modes, and compare with the answers."""
     torch.manual_seed(0)
     net = stirred(expert.make())
+    warnings.simplefilter("always")  # some libraries silence all warnings when they are imported
     truth = twin(net, expert)
     image = isinstance(expert.shape, int)
     learner = wrap(net, expert.shape) if image else wrap(net)
