@@ -121,6 +121,19 @@ CONVOLUTIONS: dict[str, tuple[Callable[[], nn.Module], Oracle]] = {
         lambda: nn.Sequential(encoder(), nn.Conv2d(16, 4, 8), nn.Flatten()),
         ("1", "input", mean),
     ),
+    "a backbone's last is narrower": (
+        lambda: nn.Sequential(
+            block(3, 32),
+            nn.Conv2d(32, 12, 1, bias=False),
+            nn.BatchNorm2d(12),
+            nn.LeakyReLU(),
+            nn.Conv2d(12, 4, 1),
+            nn.LeakyReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        ),
+        ("4", "input", mean),
+    ),
     "no bias, as a backbone's": (
         lambda: nn.Sequential(
             encoder(),
@@ -181,6 +194,33 @@ def test_the_last_layer_of_an_attention_is_no_classifier() -> None:
     net = Function(forward, patch=nn.Conv2d(3, 16, 8, 8), last=nn.Linear(16, 16))
     net.query = nn.Parameter(torch.randn(1, 1, 16))
     check(net, IMAGE, ("", "output", same))
+
+
+def test_a_classifier_by_angles_is_passed() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        vectors = F.normalize(net.embed(net.body(x)))
+        return 16 * F.linear(vectors, F.normalize(net.weight))
+
+    net = Function(forward, body=conv_net(12), embed=nn.Linear(12, 9))
+    net.weight = nn.Parameter(torch.randn(5, 9))
+    check(net, IMAGE, ("embed", "output", same))
+
+
+def test_vectors_of_length_1_are_an_embedding() -> None:
+    net = with_fc(lambda net, x: F.normalize(net.fc(net.body(x))), fc=nn.Linear(12, 16))
+    check(net, IMAGE, ("", "output", same))
+
+
+def test_a_plain_mlp_is_read_before_its_last_layer() -> None:
+    hidden = [nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU()]
+    check(nn.Sequential(*hidden, nn.Linear(16, 3)), (20,), ("4", "input", same))
+
+
+def test_a_linear_beside_the_net_is_passed() -> None:
+    """Wide and deep: the wide part reads what the net is fed."""
+    deep = nn.Sequential(nn.Linear(10, 12), nn.ReLU(), nn.Linear(12, 1))
+    net = Function(lambda net, x: net.wide(x) + net.deep(x), wide=nn.Linear(10, 1), deep=deep)
+    check(net, (10,), ("deep.2", "input", same))
 
 
 def test_an_activation_written_by_hand_is_no_squashed_score() -> None:
@@ -753,7 +793,7 @@ def test_a_class_token_that_is_given_beside_its_map_is_read() -> None:
 
 
 def towers(forward: Callable[[Any, Tensor], Any], **layers: nn.Module) -> nn.Module:
-    return Function(forward, one=conv_net(12), two=conv_net(12), **layers)
+    return Function(forward, **{"one": conv_net(12), "two": conv_net(12), **layers})
 
 
 def averaged(net: Any, x: Tensor) -> Tensor:
@@ -777,7 +817,7 @@ EQUAL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "scores of two streams, averaged": (
         lambda: towers(averaged, **linear()),
         IMAGE,
-        r"'fc2', .* but the input of layer 'fc1' would do as well.*hidden_layer='one'",
+        r"'fc2', .* but the input of layer 'fc1' may do as well.*hidden_layer='one'",
     ),
     "an ensemble of three": (
         lambda: Function(
@@ -785,7 +825,7 @@ EQUAL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
             **{name: conv_net(12, classes=3) for name in "abc"},
         ),
         IMAGE,
-        r"'a.8' and the input of layer 'b.8' would do as well: they are.*='a.7'.*='b.7'",
+        r"'a.8' and the input of layer 'b.8' may do as well: they hang.*='a.7'.*='b.7'",
     ),
     "vectors of two streams": (
         lambda: towers(lambda net, x: (net.one(x), net.two(x))),
@@ -797,12 +837,12 @@ EQUAL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
             lambda net, x: {"a": net.one(x), "b": net.two(x)}, one=encoder(), two=encoder()
         ),
         IMAGE,
-        "part b of the net's output would do as well.*hidden_layer='two'",
+        "part b of the net's output may do as well.*hidden_layer='two'",
     ),
     "both items of a pair by one tower": (
         lambda: Function(shared_tower, body=conv_net(12)),
         (2, *IMAGE),
-        "part 1 of the net's output would do as well",
+        "part 1 of the net's output may do as well",
     ),
     "two large towers on a small stem": (
         lambda: Function(
@@ -810,7 +850,7 @@ EQUAL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
             fc1=nn.Linear(24, 3), fc2=nn.Linear(24, 5),
         ),
         IMAGE,
-        "the input of layer 'fc2' would do as well",
+        "the input of layer 'fc2' may do as well",
     ),
 }  # fmt: skip
 
@@ -943,6 +983,18 @@ def test_channels_are_settled_by_what_runs(name: str, image_size: int | None) ->
     assert len(learner.embed(torch.rand(2, 3, 32, 32))) == 2
 
 
+def test_channels_of_two_streams_are_found_together() -> None:
+    net = towers(
+        lambda net, x: net.fc(torch.cat([net.one(x[:, :3]), net.two(x[:, 3:])], 1)),
+        two=conv_net(12, 2),
+        fc=nn.Linear(24, 3),
+    )
+    found = wrap(net)
+    assert found.channels == 5
+    assert found.representation is not None
+    assert found.representation.layer == "fc"
+
+
 def test_channels_that_do_not_run_are_refused_as_ever() -> None:
     with pytest.raises(ValueError, match="3 channels"):
         wrap(conv_net(6), None)(torch.rand(4, 4, 32, 32))
@@ -961,6 +1013,14 @@ def probabilities() -> nn.Module:
     )
 
 
+def distance(net: Any, x: Tensor) -> Tensor:
+    return F.pairwise_distance(net.body(x), net.body(x.flip(3)), keepdim=True)
+
+
+def pixelwise() -> nn.Module:
+    return nn.Sequential(block(3, 16, 1), block(16, 16, 1), nn.Conv2d(16, 32, 1))
+
+
 def left_out(net: Any, x: Tensor) -> Tensor:
     with torch.no_grad():
         x = net.large(x)
@@ -972,12 +1032,13 @@ def left_out(net: Any, x: Tensor) -> Tensor:
     [
         (few, "3 numbers hardly tell one image from another"),
         (probabilities, "always sum to 1"),
+        (pixelwise, "as many places as what the net is fed"),
         (
             lambda: Function(left_out, large=block(3, 99), small=nn.Conv2d(99, 9, 1)),
             "% of the net's parameters get no gradient",
         ),
     ],
-    ids=["few", "probabilities", "left out"],
+    ids=["few", "probabilities", "pixelwise", "left out"],
 )
 @pytest.mark.parametrize("method", [BYOL, SimCLR])
 def test_what_looks_odd_is_told_once_with_what_to_type(
@@ -995,6 +1056,11 @@ def test_what_looks_odd_is_told_once_with_what_to_type(
     assert chosen is not None
     assert chosen.layer == name
     assert learner.representation != chosen
+
+
+def test_a_single_number_is_told_where_no_other_layer_can_be_named() -> None:
+    with pytest.warns(UserWarning, match="1 numbers? hardly tells?.*by hidden_layer="):
+        wrap(Function(distance, body=conv_net(12)))
 
 
 def test_candidates_are_listed_with_their_shapes_and_shares() -> None:

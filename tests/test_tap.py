@@ -63,7 +63,8 @@ def test_takes_the_output_of_a_net_without_a_classifier() -> None:
 
 
 def test_takes_the_output_where_nothing_can_be_trained_before_the_last_linear() -> None:
-    found = wrap(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5))).representation
+    with pytest.warns(UserWarning, match="5 numbers hardly tell"):
+        found = wrap(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5))).representation
     assert found is not None
     assert (found.layer, found.size) == ("", 5)
 

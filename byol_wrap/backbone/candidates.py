@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from byol_wrap.backbone.choosing import Chooser
+from byol_wrap.backbone.choosing import FEW, Chooser
 from byol_wrap.backbone.finding import Found
-from byol_wrap.backbone.graph import Edge
+from byol_wrap.backbone.graph import Edge, ancestors, kind
 from byol_wrap.backbone.recording import Record, Side, Value
 from byol_wrap.backbone.representation import Representation, main_tensor, pooled
 from byol_wrap.backbone.taps import Tap
 
-FEW = 8  # numbers that hardly tell one image from another
+LINEAR = {"Addmm", "Mm", "T", "Transpose", "View", "Add", "Sub", "Mul", "AccumulateGrad"}
 MUCH = 0.5  # of the parameters that could be trained
 NAMED = 4  # candidates in a warning
 
@@ -128,14 +128,17 @@ def doubt(record: Record, sample: Tensor, found: Found, also: str, trainable: se
     """
     size, value = found.representation.size, found.value
     why = also or found.choice.doubt or _sums_to_one(found) or _leaves_out(record, found, trainable)
+    why = why or _keeps_all_places(found, sample)
     if not why and size >= FEW:
         return ""
     tap = next(t for t in found.choice.taps if t.is_at(found.representation))
     others = [row for row in candidates(record, sample, tap) if not row.chosen]
     first = _names(record, sample, found)
     others = sorted(others, key=lambda row: (row.name not in first, -row.size, -row.share))[:NAMED]
-    if not why and others and others[0].size >= 2 * size:
-        why = f"{size} numbers hardly tell one image from another"
+    is_all = size == 1 and not others
+    if not why and (is_all or _is_linear(found) or any(r.size >= 2 * size for r in others[:1])):
+        numbers = f"{size} numbers hardly tell" if size > 1 else "1 number hardly tells"
+        why = f"{numbers} one image from another"
     if not why:
         return ""
     shape = ", ".join(map(str, value.tensor.shape[1:]))
@@ -163,6 +166,22 @@ def _sums_to_one(found: Found) -> str:
     if one and bool(((vector.sum(1) - 1).abs() < 1e-3).all()):
         return "its numbers are never negative and always sum to 1, as probabilities do"
     return ""
+
+
+def _keeps_all_places(found: Found, sample: Tensor) -> str:
+    """Whether it is a map with as many places as the images have: a value for each of them."""
+    shape, r = found.value.tensor.shape, found.representation
+    if r.channel_dim != 1 or r.size < FEW or not 2 < len(shape) == sample.ndim:
+        return ""
+    if any(own < fed for own, fed in zip(shape[2:], sample.shape[2:], strict=True)):
+        return ""
+    return "it has as many places as what the net is fed: it may tell of each rather than of all"
+
+
+def _is_linear(found: Found) -> bool:
+    """Whether it is a linear function of what the net is fed: no layer is hidden."""
+    nodes = ancestors(found.value.place) if found.value.place else ()
+    return {kind(node) for node in nodes} <= LINEAR
 
 
 def _leaves_out(record: Record, found: Found, trainable: set[str]) -> str:

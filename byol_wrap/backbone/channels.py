@@ -17,11 +17,13 @@ T = TypeVar("T")
 def possible_channels(net: nn.Module) -> list[int]:
     """How many channels a net's images may have, the likeliest first: its first convolution tells.
 
-    Not where that is not its first layer; then 3, or what another convolution takes, may run.
+    Not where that is not its first layer; then 3, or what another convolution takes, may run, or
+    together what those of two streams take.
     """
     convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     taken = [m.in_channels for m in net.modules() if isinstance(m, convolutions)]
-    return list(dict.fromkeys([*taken[:1], 3, *sorted(taken)]))[:MOST_GUESSES]
+    guesses = [*taken[:1], 3, sum(sorted(taken)[:2]), *sorted(taken)]
+    return [count for count in dict.fromkeys(guesses) if count][:MOST_GUESSES]
 
 
 def on_noise(

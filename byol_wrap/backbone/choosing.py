@@ -4,7 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass, replace
 
 from byol_wrap.backbone.bottleneck import find_bottleneck
-from byol_wrap.backbone.classifier import MANY, Head, heads_of, is_mixing, main_of, trunk_of
+from byol_wrap.backbone.classifier import (
+    CONVOLUTIONS,
+    MANY,
+    Head,
+    heads_of,
+    is_mixing,
+    main_of,
+    trunk_of,
+)
 from byol_wrap.backbone.graph import Edge, ancestors, kind, parents, shape_of, tokens_in_front
 from byol_wrap.backbone.measuring import VIEWS, is_pyramid, width
 from byol_wrap.backbone.pyramid import level_before_extras, without_extras
@@ -13,6 +21,7 @@ from byol_wrap.backbone.representation import MAIN_FIELDS, main_tensor
 from byol_wrap.backbone.rivals import SHARED, rivals
 from byol_wrap.backbone.taps import Choice, Tap, Taps
 
+FEW = 11  # numbers hardly tell one image from another: fewer, or as many as digits
 FEATURES = 0.5  # of what a classifier reads: an output that hangs on as much is its features
 
 
@@ -31,6 +40,8 @@ class Chooser(Taps):
             )
         items = [v for v in outputs if v.tensor.ndim == 2] if is_pyramid(self, outputs) else outputs
         ends = [(v, heads) for v in items if (heads := self._ends(v, outputs))]
+        if ends and len(outputs) == 1 and self._is_embedding(outputs[0]):
+            return Choice(self.of_net(outputs[0].tensor))
         if ends:
             return self._given_beside(ends, outputs) or self._before_classifier(ends)
         found = self._narrowest(deepest, self.positions) if self.positions(deepest) > 1 else None
@@ -140,7 +151,11 @@ class Chooser(Taps):
         own = []
         if call is not None and call.input is not None and self.record.times[call.name] == 1:
             own = [Tap(call.name, "input", None, call.input)]
-        return own + self.taps(head.reads)
+        place, taps = head.reads, self.taps(head.reads)
+        while not (own or taps) and kind(place[0]) in ("Div", *VIEWS):  # scaled to a length of 1
+            place = parents(place[0])[0]
+            taps = self.taps(place)
+        return own + taps
 
     def _before_classifier(
         self, found: Sequence[tuple[Value, list[Head]]], *, of_places: bool = False
@@ -161,6 +176,13 @@ class Chooser(Taps):
                 return Choice(trunk, ends)
         choice = Choice(self._before_narrowing(largest, of_places) or self._before(largest), ends)
         return self._among_equals(choice, largest.reads, places)
+
+    def _is_embedding(self, value: Value) -> bool:
+        """Whether it is vectors of length 1, as no scores are, and not only a few numbers."""
+        vectors = value.tensor.detach()
+        if vectors.ndim != 2 or vectors.shape[1] < FEW:
+            return False
+        return bool(((vectors.norm(dim=1) - 1).abs() < 1e-3).all())
 
     def _given_beside(
         self, ends: Sequence[tuple[Value, list[Head]]], outputs: Sequence[Value]
@@ -187,13 +209,14 @@ class Chooser(Taps):
             return choice
         taps = [self.first_of(other) for other in equal]
         named = " and ".join(tap.where for tap in taps)
-        size = "they are of its size and hang" if len(taps) > 1 else "it is of its size and hangs"
-        why = f"{named} would do as well: {size} on about as many parameters, and neither is made "
-        return replace(choice, doubt=why + "from the other", instead=tuple(taps))
+        hang = "they hang" if len(taps) > 1 else "it hangs"
+        why = f"{named} may do as well: {hang} on a comparable number of parameters, and none is "
+        return replace(choice, doubt=why + "made from another", instead=tuple(taps))
 
     def _before_narrowing(self, head: Head, of_places: bool) -> list[Tap]:
         place = trunk_of(self.record, head)
-        if place is None or not (of_places or width(head.reads) < width(place)):
+        narrows = place is not None and width(head.reads) < width(place)
+        if place is None or not (of_places or (narrows and not self._classifies_places(head))):
             return []
         calls = [call for call in self.record.calls if call.input and call.input.place == place]
         return [
@@ -201,6 +224,12 @@ class Chooser(Taps):
             for call in calls
             if call.input and is_mixing(call.layer) and self.record.times[call.name] == 1
         ] + self.taps(place)
+
+    def _classifies_places(self, head: Head) -> bool:
+        """Whether it is a convolution over a map: the layers before it are then a backbone's."""
+        call = head.call
+        is_convolution = call is not None and isinstance(call.layer, CONVOLUTIONS)
+        return bool(is_convolution and call and call.input and self.positions(call.input) > 1)
 
     def _trunk(self, places: Sequence[Edge], largest: int) -> list[Tap]:
         """The last value on which all of several depend, where that is most of the net."""

@@ -124,7 +124,10 @@ def _is_of_attention(layer: nn.Module, given: Edge) -> bool:
 
 
 def trunk_of(record: Record, head: Head) -> Edge | None:
-    """What the first layer of a head of several reads; None where the head is a single layer."""
+    """What the first layer of a head of several reads.
+
+    None where the head is a single layer, or all layers of a net that has no others: a plain MLP.
+    """
     layers, trunk = _layers(record), None
     node, is_activated = head.reads[0], False
     while True:
@@ -136,7 +139,12 @@ def trunk_of(record: Record, head: Head) -> Edge | None:
             is_activated |= kind(node) in ACTIVATIONS
             node = before[0][0]
         else:
-            return trunk
+            return None if _reads_what_is_fed(node) else trunk
+
+
+def _reads_what_is_fed(node: Any) -> bool:
+    """Whether a Linear gave it that has nothing but the net's input to read."""
+    return {kind(each) for each in in_order([node])} <= {"Addmm", "Mm", "T", "AccumulateGrad"}
 
 
 def _activated(node: Any, found: dict[Any, frozenset[Head] | None]) -> frozenset[Head] | None:
@@ -174,6 +182,8 @@ def _passed(node: Any, found: dict[Any, frozenset[Head] | None]) -> frozenset[He
     before = [found[parent] for parent, _ in parents(node)]
     if kind(node) in ("Mm", "Addmm") and frozenset() in before:
         read = [p for p in parents(node) if found[p[0]] != frozenset()]
+        if not read:
+            return frozenset()  # it reads what the net is fed, or parameters alone
         return frozenset([Head(read[0], node, None)]) if len(read) == 1 else None
     if kind(node) == "Slice":
         before = [found[parent] for parent in _cut_out(node)]

@@ -166,7 +166,8 @@ def _check_runs(using: Record, sample: Tensor) -> None:
     if using.error is not None:
         raise ValueError(
             f"The net cannot take a batch of shape {tuple(sample.shape)}, {sample.dtype}: "
-            f"{str(using.error).rstrip('.')}. Do image_size and channels suit it?"
+            f"{str(using.error).rstrip('.')}. Do image_size and channels suit it? "
+            "Other images need image_size= and channels=."
         ) from using.error
 
 

@@ -6,25 +6,28 @@ from byol_wrap.backbone.classifier import EQUAL
 from byol_wrap.backbone.graph import Edge, ancestors, shape_of
 from byol_wrap.backbone.measuring import Measure
 
-SHARED = 0.75  # of them: what two values share is then most of both
+SHARED = 0.75  # of the parameters that a value depends on: what is shared is most of it
+OWN = 0.25  # of them: two values that share less are made by parts of their own
+LARGE = 0.5  # of them: such a part is then as good, whatever its shape
 
 
 def rivals(measure: Measure, chosen: Edge, others: Sequence[Edge]) -> list[Edge]:
     """Those of some values that are as good as the chosen one.
 
-    They have its shape, and depend on about as many parameters; neither is made from the other, and
-    no value from which both are made holds most of the net.
+    Neither is made from the other, and no value from which both are made holds most of the net.
+    They have its shape, and depend on about as many parameters; or on not much less, and on others.
     """
-    shape = shape_of(*chosen)
-    alike = [p for p in dict.fromkeys(others) if p != chosen and shape_of(*p) == shape]
-    if not alike:
+    others = [place for place in dict.fromkeys(others) if place != chosen]
+    if not others:
         return []
     most, behind, found = measure.mass(chosen), ancestors(chosen), []
-    for place in alike:
+    for place in others:
+        alike = shape_of(*place) == shape_of(*chosen)
+        if measure.mass(place) < (EQUAL if alike else LARGE) * most:
+            continue
         own = ancestors(place)
         apart = place[0] not in behind and chosen[0] not in own
-        equal = apart and measure.mass(place) >= EQUAL * most
-        if equal and shared(measure, behind & own) < SHARED * most:
+        if apart and shared(measure, behind & own) < (SHARED if alike else OWN) * most:
             found.append(place)
     return found
 
