@@ -75,8 +75,6 @@ def transformers_of_vision(net: Library) -> list[Expert]:
         vit("SimpleViT, hyper-connections", "simple_vit_with_hyper_connections", "linear_head<",
             "SimpleViT", num_residual_streams=2),
         vit("ViT with learnable memories", "learnable_memory_vit", "mlp_head.1<"),
-        vit("ViT in N dimensions", "vit_nd", "mlp_head<", "ViTND", image_size=None, ndim=2,
-            input_shape=32),
         vit("SimpleViT, its frequencies too", "simple_vit_with_fft", "linear_head<", "SimpleViT",
             freq_patch_size=8),
         vit("SimpleViT, a specialised token", "simple_vit_with_specialized_cls", "linear_head<",
