@@ -234,6 +234,22 @@ def test_an_activation_written_by_hand_is_no_squashed_score() -> None:
 # Two modes
 
 
+def two_tokens(net: Any, x: Tensor) -> Any:
+    """As in DeiT: a class token and one for what a teacher says, averaged in eval mode."""
+    tokens = net.patch(x).flatten(2).transpose(1, 2)
+    tokens = net.block(torch.cat([net.tokens.expand(len(x), -1, -1), tokens], 1))
+    one, two = net.fc1(tokens[:, 0]), net.fc2(tokens[:, 1])
+    return (one, two) if net.training else (one + two) / 2
+
+
+def test_scores_of_two_tokens_are_read_at_the_class_token_in_both_modes() -> None:
+    block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
+    heads = {"fc1": nn.Linear(16, 3), "fc2": nn.Linear(16, 3)}
+    net = Function(two_tokens, patch=nn.Conv2d(3, 16, 8, 8), block=block, **heads)
+    net.tokens = nn.Parameter(torch.randn(1, 2, 16))
+    check(net, IMAGE, ("fc1", "input", same))
+
+
 def probabilities_in_eval(net: Any, x: Tensor) -> Any:
     scores = net.fc(net.body(x))
     return scores if net.training else (scores.softmax(1), scores)
@@ -817,7 +833,7 @@ EQUAL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "scores of two streams, averaged": (
         lambda: towers(averaged, **linear()),
         IMAGE,
-        r"'fc2', .* but the input of layer 'fc1' may do as well.*hidden_layer='one'",
+        r"'fc1', .* but the input of layer 'fc2' may do as well.*hidden_layer='two'",
     ),
     "an ensemble of three": (
         lambda: Function(
@@ -825,7 +841,7 @@ EQUAL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
             **{name: conv_net(12, classes=3) for name in "abc"},
         ),
         IMAGE,
-        r"'a.8' and the input of layer 'b.8' may do as well: they hang.*='a.7'.*='b.7'",
+        r"'b.8' and the input of layer 'c.8' may do as well: they hang.*='b.7'.*='c.7'",
     ),
     "vectors of two streams": (
         lambda: towers(lambda net, x: (net.one(x), net.two(x))),
@@ -888,6 +904,11 @@ def projected(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     return F.normalize(features), F.normalize(net.head(features))
 
 
+def re_identified(net: Any, x: Tensor) -> Any:
+    pooled = net.body(x)
+    return (net.fc(net.neck(pooled)), pooled) if net.training else net.neck(pooled)
+
+
 NOT_EQUAL: dict[str, tuple[Callable[[], nn.Module], Oracle]] = {
     "a large and a small stream": (
         lambda: Function(
@@ -919,6 +940,10 @@ NOT_EQUAL: dict[str, tuple[Callable[[], nn.Module], Oracle]] = {
     "two tasks on one trunk": (
         lambda: with_fc(two_heads, age=nn.Linear(12, 1)),
         ("fc", "input", same),
+    ),
+    "pooled features beside scores of the normalised, which alone are given in eval mode": (
+        lambda: with_fc(re_identified, neck=nn.BatchNorm1d(12)),
+        ("neck", "output", same),
     ),
     "features beside their projection": (
         lambda: Function(

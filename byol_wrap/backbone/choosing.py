@@ -187,10 +187,11 @@ class Chooser(Taps):
     def _given_beside(
         self, ends: Sequence[tuple[Value, list[Head]]], outputs: Sequence[Value]
     ) -> Choice | None:
-        """The features that a net gives beside what it makes of them: scores, or a projection."""
+        """The features that a net gives beside what several layers make of them: a projection."""
         scores = {id(value) for value, _ in ends}
         others = [v for v in outputs if id(v) not in scores and v.tensor.ndim == 2]
-        if not others:
+        of_layers = (trunk_of(self.record, head) for _, heads in ends for head in heads)
+        if not others or not any(of_layers):
             return None
         most = max(self.mass(head.reads) for _, heads in ends for head in heads)
         behind = [self.record.graph.bits(value.place) for value, _ in ends]

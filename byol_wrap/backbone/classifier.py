@@ -231,7 +231,8 @@ def _order(record: Record) -> Any:
 def main_of(heads: Sequence[Head], mass: Callable[[Edge], int]) -> Head:
     """Of several classifiers that are combined: of those that read vectors, or else of all.
 
-    The one that reads what most parameters work on; of about equals the widest, and the last.
+    The one that reads what most parameters work on; of about equals the widest, and the first, as
+    the class token is; or the last, if they classify places, which stage after stage refines.
     """
     vectors = [h for h in heads if h.call and h.call.input and h.call.input.tensor.ndim == 2]
     if len(vectors or heads) == 1:
@@ -239,4 +240,4 @@ def main_of(heads: Sequence[Head], mass: Callable[[Edge], int]) -> Head:
     masses = [(mass(head.reads), head) for head in vectors or heads]
     least = EQUAL * max(most for most, _ in masses)
     equal = [head for most, head in masses if most >= least]
-    return max(reversed(equal), key=lambda head: shape_of(*head.reads)[-1:])
+    return max(equal if vectors else reversed(equal), key=lambda head: shape_of(*head.reads)[-1:])
