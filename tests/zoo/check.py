@@ -3,6 +3,7 @@
 import copy
 import pickle
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -78,16 +79,19 @@ def check(backbone: Backbone, method: str = "BYOL") -> dict[str, Any]:
     if count > MOST_PARAMETERS:
         raise TooLargeError(f"not tried, {count / 1e6:.0f} million parameters")
     before = outside(net)
-    learner = METHODS[method](net, backbone.size, projection_size=16, **backbone.options)
-    if backbone.views is None:
-        assert backbone.size is not None
-        images = BATCH if max(as_pair(backbone.size)) <= 512 else 2
-        inputs = (pictures(learner.channels, backbone.size, images),)
-    else:
-        inputs = backbone.views()
-        with torch.no_grad():
-            learner.eval()(*inputs)
-        learner.train()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        learner = METHODS[method](net, backbone.size, projection_size=16, **backbone.options)
+        if backbone.views is None:
+            assert backbone.size is not None
+            images = BATCH if max(as_pair(backbone.size)) <= 512 else 2
+            inputs = (pictures(learner.channels, backbone.size, images),)
+        else:
+            inputs = backbone.views()
+            with torch.no_grad():
+                learner.eval()(*inputs)
+            learner.train()
+    told = any("An image is represented by" in str(w.message) for w in caught)
     found = learner.representation
     assert found is not None
     if backbone.features is not None:
@@ -118,6 +122,7 @@ def check(backbone: Backbone, method: str = "BYOL") -> dict[str, Any]:
         "side": found.side,
         "pool": found.pool if isinstance(found.pool, str) else "own",
         "size": found.size,
+        "warns": "yes" if told else "",
         "seconds": round(time.perf_counter() - began, 1),
     }
 

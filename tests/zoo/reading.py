@@ -3,6 +3,7 @@
 python tests/zoo/reading.py rows.jsonl              # one line of JSON a net; goes on where it was
 python tests/zoo/reading.py rows.jsonl --page       # writes READING.md of them
 ...                                    --before other.jsonl     # beside another run's counts
+...                                    --first early.jsonl      # and the second set's first run
 """
 
 import argparse
@@ -262,11 +263,13 @@ def main() -> None:
     arguments.add_argument("--part", choices=LIBRARIES)
     arguments.add_argument("--page", action="store_true")
     arguments.add_argument("--before", type=Path, default=Path("none"))
+    arguments.add_argument("--first", type=Path, default=Path("none"))
     options = arguments.parse_args()
     if options.page:
         from reading_page import PAGE, page
 
-        PAGE.write_text(page(rows_of(options.rows), rows_of(options.before)))
+        runs = (options.rows, options.before, options.first)
+        PAGE.write_text(page(*map(rows_of, runs)))
     elif options.part:
         torch.set_num_threads(1)
         measure(options.part, options.rows)

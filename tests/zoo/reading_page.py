@@ -27,8 +27,11 @@ def outcome(row: Row) -> str:
     return "told" if row["outcome"] in ("warned", "refused") else str(row["outcome"])
 
 
-def page(rows: list[Row], before: list[Row] | None = None) -> str:
-    """The page of a run's rows, with the counts of an earlier rule's where they are given."""
+def page(rows: list[Row], before: list[Row] | None = None, first: list[Row] | None = None) -> str:
+    """The page of a run's rows.
+
+    With the counts of an earlier rule's, and of the second set's first run, where they are given.
+    """
     libraries = list(dict.fromkeys(row["library"] for row in rows))
     today = datetime.now(UTC).date().isoformat()
     head = f"byol_wrap {byol_wrap.__version__}, torch {torch.__version__}, timm {version('timm')}, "
@@ -60,14 +63,14 @@ def page(rows: list[Row], before: list[Row] | None = None) -> str:
         "",
         head,
         "",
-        table(rows, libraries, before or []),
+        table(rows, libraries, before or [], first or []),
         "",
         *misses(rows),
     ]
     return "\n".join(lines) + "\n"
 
 
-def table(rows: list[Row], libraries: list[str], before: list[Row]) -> str:
+def table(rows: list[Row], libraries: list[str], before: list[Row], first: list[Row]) -> str:
     """Counts; the third that was held back from those who wrote the rule, by itself."""
     shown = [name for name in OUTCOMES if name != "broken" or any(map(is_broken, rows))]
     lines = [f"| library | nets | {' | '.join(shown)} | alarm |", f"|{'---|' * (len(shown) + 3)}"]
@@ -80,6 +83,8 @@ def table(rows: list[Row], libraries: list[str], before: list[Row]) -> str:
         counts("**first set**", rows, shown, lambda row: not is_second(row)),
         counts("of it held back", rows, shown, lambda r: r["held_back"] and not is_second(r)),
     ]
+    if first:
+        lines.append(counts("second set, the first run of the rule", first, shown, is_second))
     if before:
         lines.append(counts("all, by the rule before", before, shown, lambda _: True))
         lines.append(counts("second set, by the rule before", before, shown, is_second))

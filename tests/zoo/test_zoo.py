@@ -25,7 +25,7 @@ import byol_wrap
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 TARGETS = {"torchvision": 1.0, "timm": 0.97, "transformers": 1.0, "awkward": 1.0}
-COLUMNS = ("net", "layer", "side", "pool", "size", "seconds")
+COLUMNS = ("net", "layer", "side", "pool", "size", "warns", "seconds")
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own, of what is to come
 
@@ -106,6 +106,8 @@ def test_library(library: str, rows: dict[str, list[dict[str, Any]]]) -> None:
     failed = [row for row in rows[library] if not row["works"]]
     assert len(failed) <= (1 - TARGETS[library]) * len(rows[library]), failed
     assert all(row.get("ours") for row in failed), failed
+    classifiers = [r for r in rows[library] if (r.get("side"), r.get("pool")) == ("input", "none")]
+    assert library == "awkward" or not [row for row in classifiers if row["warns"]]
 
 
 def page(found: dict[str, list[dict[str, Any]]]) -> str:
@@ -122,7 +124,8 @@ def page(found: dict[str, list[dict[str, Any]]]) -> str:
         "`pip install -e '.[test]' && pytest -m slow tests/zoo` writes this page. Each net is",
         "wrapped with nothing but its image size (and what its name says), takes one training step",
         "on four images (two of more than 512 pixels), embeds them, and is taken out again;",
-        "`check.py` holds what is checked. Seconds are for all of that.",
+        "`check.py` holds what is checked; a net that warns is one of whose reading a learner says",
+        "that it may be wrong. Seconds are for all of that.",
         "",
         f"{versions}; {machine}; {today}.",
         "",
@@ -133,7 +136,13 @@ def page(found: dict[str, list[dict[str, Any]]]) -> str:
         works = sum(row["works"] for row in rows)
         lines.append(f"| {library} | {len(rows)} | {works} |")
     for library, rows in found.items():
-        lines += ["", f"## {library}", "", f"| {' | '.join(COLUMNS)} |", "|---" * 6 + "|"]
+        lines += [
+            "",
+            f"## {library}",
+            "",
+            f"| {' | '.join(COLUMNS)} |",
+            "|---" * len(COLUMNS) + "|",
+        ]
         lines += [line(row) for row in rows]
     return "\n".join(lines) + "\n"
 
@@ -142,7 +151,7 @@ def line(row: dict[str, Any]) -> str:
     """A net's line; an error takes the place of the layer."""
     if "error" in row:
         words = " ".join(row["error"].split()).replace("|", "/")
-        return f"| {row['net']} | {words} | | | | {row['seconds']} |"
+        return f"| {row['net']} | {words} | | | | | {row['seconds']} |"
     layer = f"`{row['layer']}`" if row["layer"] else "the net"
     cells = [row["net"], layer, *(row[key] for key in COLUMNS[2:])]
     return f"| {' | '.join(str(cell) for cell in cells)} |"
