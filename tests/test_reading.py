@@ -961,6 +961,16 @@ def test_what_only_looks_like_an_equal_candidate_is_not_told(name: str) -> None:
     check(build(), IMAGE, oracle)
 
 
+def test_features_beside_scores_of_their_places_are_told() -> None:
+    """As of a discriminator that gives its features, too."""
+    net = Function(lambda net, x: (lambda y: (net.out(y), y))(net.body(x)), body=encoder())
+    net.out = nn.Conv2d(16, 1, 1)
+    with pytest.warns(UserWarning, match="values for each place"):
+        found = wrap(net).representation
+    assert found is not None
+    assert found.size == 16
+
+
 # Extra levels that have parameters
 
 

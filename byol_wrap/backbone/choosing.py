@@ -40,7 +40,7 @@ class Chooser(Taps):
             )
         items = [v for v in outputs if v.tensor.ndim == 2] if is_pyramid(self, outputs) else outputs
         ends = [(v, heads) for v in items if (heads := self._ends(v, outputs))]
-        if ends and len(outputs) == 1 and self._is_embedding(outputs[0]):
+        if ends and len(outputs) == 1 and _is_embedding(outputs[0]):
             return Choice(self.of_net(outputs[0].tensor))
         if ends:
             return self._given_beside(ends, outputs) or self._before_classifier(ends)
@@ -50,7 +50,7 @@ class Chooser(Taps):
     def _narrowest(self, output: Value, positions: Callable[[Value], int]) -> Choice | None:
         found = find_bottleneck(self.record, output, positions, self.channels)
         taps = [] if found is None else self.taps(found.place)
-        return Choice(taps, doubt=self._dense(output)) if taps else None
+        return Choice(taps, doubt=_dense(output)) if taps else None
 
     def _end(self, output: Value, outputs: Sequence[Value]) -> Choice:
         """The net's output, or what gives scores for each of its places reads."""
@@ -59,7 +59,7 @@ class Chooser(Taps):
         heads = self._readable(output, found)
         if heads and all(head.narrows for head in heads):
             choice = self._before_classifier([(output, heads)], of_places=True)
-            return replace(choice, doubt=self._dense(output), instead=())
+            return replace(choice, doubt=_dense(output), instead=())
         choice = Choice(self.of_net(output.tensor))
         if self._is_perhaps_classifier(output, found):
             given, read = shape_of(found[0].gives)[1], shape_of(*found[0].reads)[1]
@@ -71,7 +71,16 @@ class Chooser(Taps):
             why = "it has few parameters of its own, as the coarser maps behind it have, which are "
             why += "a detector's; the backbone may end at a map before it"
             return replace(choice, doubt=why, instead=tuple(self.of_net(finer.tensor)[-1:]))
+        made = [v for v in outputs if v.place and output.place[0] in ancestors(v.place)]
+        scores = [v for v in made if v is not output and self._scores_places(v)]
+        if scores:
+            return replace(choice, doubt=_dense(scores[0]))
         return self._among_equals(choice, output.place, [v.place for v in outputs if v.place])
+
+    def _scores_places(self, value: Value) -> bool:
+        """Whether it is scores for each of its places."""
+        heads = self._heads(value) if self.positions(value) > 1 else []
+        return bool(heads) and all(head.narrows for head in heads)
 
     def _outputs(self) -> list[Value]:
         """The net's outputs that can represent images; the main one alone where it is named.
@@ -177,13 +186,6 @@ class Chooser(Taps):
         choice = Choice(self._before_narrowing(largest, of_places) or self._before(largest), ends)
         return self._among_equals(choice, largest.reads, places)
 
-    def _is_embedding(self, value: Value) -> bool:
-        """Whether it is vectors of length 1, as no scores are, and not only a few numbers."""
-        vectors = value.tensor.detach()
-        if vectors.ndim != 2 or vectors.shape[1] < FEW:
-            return False
-        return bool(((vectors.norm(dim=1) - 1).abs() < 1e-3).all())
-
     def _given_beside(
         self, ends: Sequence[tuple[Value, list[Head]]], outputs: Sequence[Value]
     ) -> Choice | None:
@@ -264,12 +266,21 @@ class Chooser(Taps):
         coarse = [v for v in outputs if self.positions(v) <= self.positions(deepest)]
         return self._deepest([v for v in coarse if not _is_upsampled(v)] or [deepest])
 
-    def _dense(self, output: Value) -> str:
-        shape = tuple(output.tensor.shape[1:])
-        return (
-            f"the net gives (B, {', '.join(map(str, shape))}), values for each place of an image "
-            "rather than for the image"
-        )
+
+def _dense(output: Value) -> str:
+    shape = tuple(output.tensor.shape[1:])
+    return (
+        f"the net gives (B, {', '.join(map(str, shape))}), values for each place of an image "
+        "rather than for the image"
+    )
+
+
+def _is_embedding(value: Value) -> bool:
+    """Whether it is vectors of length 1, as no scores are, and not only a few numbers."""
+    vectors = value.tensor.detach()
+    if vectors.ndim != 2 or vectors.shape[1] < FEW:
+        return False
+    return bool(((vectors.norm(dim=1) - 1).abs() < 1e-3).all())
 
 
 def _is_class_token(place: Edge) -> bool:
