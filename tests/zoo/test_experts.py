@@ -20,8 +20,21 @@ def net() -> nn.Module:
     return nn.Sequential(conv_net(), nn.Linear(8, 5))
 
 
-def expert(*answers: str, make: Any = net, refuse: bool = False) -> Expert:
-    return Expert("a net", "ours", make, 32, tuple(map(Answer.parse, answers)), refuse)
+def expert(*answers: str, make: Any = net, refuse: bool = False, ask: bool = False) -> Expert:
+    parsed = tuple(map(Answer.parse, answers))
+    return Expert("a net", "ours", make, 32, parsed, refuse, ask=ask)
+
+
+class Streams(nn.Module):
+    """Two of them; their scores are averaged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = net(), net()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean: torch.Tensor = (self.one(x) + self.two(x)) / 2
+        return mean
 
 
 def test_answers_are_read_as_they_are_written() -> None:
@@ -83,13 +96,25 @@ def test_tokens_that_begin_alike_are_told_apart() -> None:
 
 
 def test_errors_are_judged_by_what_they_say() -> None:
-    unclear = reading.attempt(expert("1<", make=lambda: nn.Linear(3, 5)), reading.WRAP)
+    unclear = reading.attempt(expert("1<", make=partial(conv_net, width=-1)))
     assert unclear["outcome"] == "error"
+    unfit = reading.attempt(expert("1<", make=partial(nn.Linear, 3, 5)))
+    assert unfit["outcome"] == "refused"
+    assert "channels=" in unfit["error"]
     named = partial(reading.WRAP, hidden_layer="nowhere")
     assert reading.attempt(expert("1<"), named)["by"] == "byol_wrap"
     allowed = reading.attempt(expert(make=nn.Flatten, refuse=True), reading.WRAP)
     assert allowed["fine"]
     assert outcome(allowed) == "as good"
+
+
+def test_where_an_expert_would_ask_a_warning_is_due() -> None:
+    asked = reading.attempt(expert("one.1<", make=Streams, ask=True, refuse=True))
+    assert (asked["outcome"], asked["fine"], asked["alarm"]) == ("warned", True, False)
+    row = reading.attempt(expert("one.1<", make=Streams))
+    assert (row["outcome"], row["alarm"]) == ("right", True)
+    row = reading.attempt(expert("1<", ask=True, refuse=True))
+    assert (row["outcome"], row["fine"]) == ("silent", False)
 
 
 @pytest.fixture(scope="module")
