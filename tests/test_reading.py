@@ -963,12 +963,13 @@ def test_what_only_looks_like_an_equal_candidate_is_not_told(name: str) -> None:
 
 def test_features_beside_scores_of_their_places_are_told() -> None:
     """As of a discriminator that gives its features, too."""
-    net = Function(lambda net, x: (lambda y: (net.out(y), y))(net.body(x)), body=encoder())
-    net.out = nn.Conv2d(16, 1, 1)
+    net = Function(
+        lambda net, x: (lambda maps: (net.out(maps[-1]), *maps))(net.body(x)),
+        body=Stages(lambda a, b, c: (a, b, c)),
+        out=nn.Conv2d(20, 1, 1),
+    )
     with pytest.warns(UserWarning, match="values for each place"):
-        found = wrap(net).representation
-    assert found is not None
-    assert found.size == 16
+        check(net, IMAGE, ("body.c", "output", mean))
 
 
 # Extra levels that have parameters

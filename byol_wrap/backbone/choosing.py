@@ -66,13 +66,15 @@ class Chooser(Taps):
             why = f"its last convolution narrows {read} channels to {given} and has no activation "
             why += "behind it: its numbers may be scores"
             return replace(choice, doubt=why, instead=(self.first_of(found[0].reads),))
-        finer = level_before_extras(self, output, self._outputs())
+        everything = self._outputs()
+        finer = level_before_extras(self, output, everything)
         if finer is not None:
             why = "it has few parameters of its own, as the coarser maps behind it have, which are "
             why += "a detector's; the backbone may end at a map before it"
             return replace(choice, doubt=why, instead=tuple(self.of_net(finer.tensor)[-1:]))
-        made = [v for v in outputs if v.place and output.place[0] in ancestors(v.place)]
-        scores = [v for v in made if v is not output and self._scores_places(v)]
+        others = [v for v in everything if v is not output]
+        made = [v for v in others if v.place and output.place[0] in ancestors(v.place)]
+        scores = [v for v in made if self._scores_places(v)]
         if scores:
             return replace(choice, doubt=_dense(scores[0]))
         return self._among_equals(choice, output.place, [v.place for v in outputs if v.place])
