@@ -904,6 +904,10 @@ def projected(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     return F.normalize(features), F.normalize(net.head(features))
 
 
+def norm(width: int) -> nn.Module:
+    return nn.LayerNorm(width)
+
+
 def re_identified(net: Any, x: Tensor) -> Any:
     pooled = net.body(x)
     return (net.fc(net.neck(pooled)), pooled) if net.training else net.neck(pooled)
@@ -944,6 +948,18 @@ NOT_EQUAL: dict[str, tuple[Callable[[], nn.Module], Oracle]] = {
     "pooled features beside scores of the normalised, which alone are given in eval mode": (
         lambda: with_fc(re_identified, neck=nn.BatchNorm1d(12)),
         ("neck", "output", same),
+    ),
+    "a vector and the same, normalised": (
+        lambda: with_fc(lambda net, x: (lambda y: (y, net.norm(y)))(net.body(x)), norm=norm(12)),
+        ("norm", "output", same),
+    ),
+    "a vector that two norms read": (
+        lambda: with_fc(
+            lambda net, x: (lambda y: (net.one(y), net.two(y)))(net.body(x)),
+            one=norm(12),
+            two=norm(12),
+        ),
+        ("one", "output", same),
     ),
     "features beside their projection": (
         lambda: Function(

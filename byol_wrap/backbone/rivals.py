@@ -14,8 +14,8 @@ LARGE = 0.5  # of them: such a part is then as good, whatever its shape
 def rivals(measure: Measure, chosen: Edge, others: Sequence[Edge]) -> list[Edge]:
     """Those of some values that are as good as the chosen one.
 
-    Neither is made from the other, and no value from which both are made holds most of the net.
-    They have its shape, and depend on about as many parameters; or on not much less, and on others.
+    No value from which both are made, nor one of the two, holds most of the net. They have its
+    shape, and depend on about as many parameters; or on not much less, and on others.
     """
     others = [place for place in dict.fromkeys(others) if place != chosen]
     if not others:
@@ -25,9 +25,8 @@ def rivals(measure: Measure, chosen: Edge, others: Sequence[Edge]) -> list[Edge]
         alike = shape_of(*place) == shape_of(*chosen)
         if measure.mass(place) < (EQUAL if alike else LARGE) * most:
             continue
-        own = ancestors(place)
-        apart = place[0] not in behind and chosen[0] not in own
-        if apart and shared(measure, behind & own) < (SHARED if alike else OWN) * most:
+        common = shared(measure, behind & ancestors(place))
+        if common < (SHARED if alike else OWN) * most:
             found.append(place)
     return found
 
