@@ -1250,6 +1250,15 @@ def test_a_patch_that_is_copied_with_the_net_is_taken(build: Any) -> None:
         assert torch.equal(twin.target.project(images), expected)
 
 
+def test_a_net_that_is_prepared_for_quantisation_is_taken() -> None:
+    """As torchvision's are: its sums are layers, of floats."""
+    add = torch.ao.nn.quantized.FloatFunctional()
+    net = with_fc(lambda net, x: net.fc(net.sum.add(net.body(x), net.body(x))), sum=add)
+    found = wrap(net).representation
+    assert found is not None
+    assert (found.layer, found.side) == ("fc", "input")
+
+
 def test_a_copy_that_shares_what_it_should_copy_is_refused() -> None:
     class Sharing(nn.Sequential):
         def __deepcopy__(self, memo: dict[int, Any]) -> "Sharing":

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 PLAIN = (Tensor, nn.Parameter, nn.UninitializedParameter)
+PREPARED = "FloatFunctional"  # an addition in floats, of a net that may be quantised later
 QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
 
 
@@ -52,8 +53,9 @@ def check_not_quantised(net: nn.Module) -> None:
     Whole numbers beside adapters, where something was frozen on purpose, are another thing.
     """
     for name, module in net.named_modules():
-        if type(module).__module__.startswith(QUANTISED):
-            raise TypeError(_message(f"Layer {name!r}", type(module).__name__))
+        kind = type(module)
+        if kind.__module__.startswith(QUANTISED) and not kind.__name__.endswith(PREPARED):
+            raise TypeError(_message(f"Layer {name!r}", kind.__name__))
     whole, real, chosen = 0, 0, False
     for name, parameter in net.named_parameters():
         if parameter.is_floating_point() or parameter.is_complex():
