@@ -159,6 +159,7 @@ def test_from_the_eleventh_batch_a_step_does_not_wait(name: str, device: str) ->
     batch = images().to(device)
 
     def step() -> None:
+        optimizer.zero_grad()
         learner(batch).backward()
         optimizer.step()
 
