@@ -26,7 +26,8 @@ class Look:
         sized = [parameter for parameter in parameters if not is_lazy(parameter)]
         self.who = [id(parameter) for parameter in sized]
         self.writes = [0 if p.is_inference() else p._version for p in sized]
-        plain = [p for p in sized if is_plain(p) and p.device.type in devices]
+        plain = [p for p in sized if is_plain(p) and p.is_floating_point()]
+        plain = [p for p in plain if p.device.type in devices]
         chosen = plain[:: max(1, len(plain) // LOOKED_AT)]
         self.norms = norms(chosen) if chosen else None
 
