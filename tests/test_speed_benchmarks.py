@@ -4,6 +4,7 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -227,3 +228,24 @@ def test_peak_memory_is_of_a_process_of_its_own() -> None:
     assert held.sum() > 0
     assert 200 < peaks["imports"] < 1024
     assert peaks["floor"] > peaks["imports"] + 100
+
+
+def test_reading_from_disk_is_measured_against_the_bare_loop(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """With a reader that waits, images come as fast as it reads."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import disk
+
+    class Slow(disk.ImageFiles):
+        def __getitem__(self, index: int) -> Any:
+            time.sleep(0.1)
+            return super().__getitem__(index)
+
+    monkeypatch.setattr(disk, "ImageFiles", Slow)
+    small = ["--backbone", "squeezenet1_1", "--image-size", "32", "--batch-size", "4"]
+    small += ["--images", "8", "--workers", "0", "--steps", "1", "--rounds", "1"]
+    found = disk.main([*small, "--device", "cpu"])
+    assert found["disk"] < 10
+    assert found["ratio"] == pytest.approx(found["disk"] / found["bare"])
+    assert "from disk" in capsys.readouterr().out
