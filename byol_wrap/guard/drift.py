@@ -7,7 +7,7 @@ from byol_wrap.guard.later import Later
 
 WINDOW = 20  # training steps
 BEGINS = (1, 101, 501)  # at which steps a window begins: rates may have to warm up
-TOO_FAR = 0.03  # of a layer's own size, in a window; measured, see RESULTS.md
+TOO_FAR = 0.03  # of a layer's own size, in a window; see "Never worse" in RESULTS.md
 LAYERS, LARGEST = 16, 2**22  # how many are compared; values of the largest
 
 
