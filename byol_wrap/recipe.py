@@ -3,6 +3,7 @@
 import inspect
 import math
 from dataclasses import dataclass, replace
+from operator import index
 from typing import Any, Literal
 
 import torch
@@ -14,12 +15,14 @@ from byol_wrap.backbone.pretrained import batch_norms, is_pretrained
 from byol_wrap.learner import Learner
 from byol_wrap.methods.byol import BYOL
 from byol_wrap.training.optim import param_groups, warmup_cosine
-from byol_wrap.views import VIEW1, VIEW2
+from byol_wrap.views import VIEW1, VIEW2, as_pair
+from byol_wrap.warning import warn
 
 SHORT, LONG = 10_000, 100_000  # steps: up to one all is as found here, from the other as in papers
 RATES = {"AdamW": 1e-3, "SGD": 0.03}  # at batches of 32
 CAREFUL = 2e-4  # AdamW's, of a net that was trained before
 WEIGHT_DECAY = {"AdamW": 1e-4, "SGD": 5e-4}
+REMIND_AFTER = 20  # steps of the optimizer in which the scheduler took none
 
 
 @dataclass(frozen=True)
@@ -54,18 +57,37 @@ class TrainingRecipe:
     moving_average_decay: float
     projection_hidden_size: int
 
+    def __post_init__(self) -> None:
+        """Refuse an algorithm that is not known.
+
+        Raises:
+            ValueError: it is neither "AdamW" nor "SGD".
+        """
+        if self.algorithm not in RATES:
+            raise ValueError(f"algorithm should be 'AdamW' or 'SGD', got {self.algorithm!r}.")
+
     def arguments(self, method: type[Learner] = BYOL) -> dict[str, Any]:
         """Keyword arguments for a learner: ``BYOL(net, **recipe.arguments())``.
 
         Args:
             method: which learner they are for. Of a method of your own its class attribute
-                ``recipes`` tells the two views, and its constructor which of the arguments it has.
+                ``recipes`` tells the two views, and its constructor which of the arguments it has;
+                ``**options`` are taken for those of ``Learner``, but for the target's.
+
+        Raises:
+            TypeError: no class of learners.
         """
+        if not (isinstance(method, type) and issubclass(method, Learner)):
+            raise TypeError(f"method should be a class of learners such as SimCLR, got {method!r}.")
+
         from byol_wrap.views import RandomView  # which imports kornia
 
         recipes = getattr(method, "recipes", (VIEW1, VIEW2))
         first, second = (replace(recipe, crop_area=self.crop_area) for recipe in recipes)
-        takes = inspect.signature(method).parameters
+        takes = dict(inspect.signature(method).parameters)
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
+            shared = inspect.signature(Learner).parameters
+            takes |= {name: shared[name] for name in ("augment_fn", "augment_fn2", "pretrained")}
         given: dict[str, Any] = {
             "image_size": self.image_size,
             "augment_fn": RandomView(first, self.image_size),
@@ -80,7 +102,12 @@ class TrainingRecipe:
         return {name: value for name, value in given.items() if name in takes}
 
     def optimizer(self, learner: Learner) -> tuple[torch.optim.Optimizer, LambdaLR]:
-        """What trains a learner, and the scheduler to be stepped after it."""
+        """What trains a learner, and the scheduler to be stepped after each of its steps.
+
+        A scheduler that is not stepped is told of, once: the rates begin at 0.
+        """
+        if not isinstance(learner, Learner):
+            raise TypeError(f"optimizer() takes a learner, got {type(learner).__name__}.")
         rates = {learner.net: self.backbone_learning_rate}
         groups = param_groups(learner, self.weight_decay, rates=rates)
         is_net = ["lr" in group for group in groups]
@@ -90,7 +117,9 @@ class TrainingRecipe:
             else SGD(groups, self.learning_rate, momentum=0.9)
         )
         shares = [self._share_of_net if net else self._share_of_heads for net in is_net]
-        return optimizer, LambdaLR(optimizer, shares)  # type: ignore[arg-type]
+        scheduler = LambdaLR(optimizer, shares)  # type: ignore[arg-type]
+        _remind(optimizer, scheduler)
+        return optimizer, scheduler
 
     def _share_of_heads(self, step: int) -> float:
         return warmup_cosine(step, self.steps, self.warmup_steps)
@@ -100,6 +129,22 @@ class TrainingRecipe:
             return 0.0
         left = self.steps - self.heads_alone
         return warmup_cosine(step - self.heads_alone, left, min(self.warmup_steps, left))
+
+
+def _remind(optimizer: torch.optim.Optimizer, scheduler: LambdaLR) -> None:
+    """Say that a scheduler is forgotten."""
+    steps = 0
+
+    def count(*_: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == REMIND_AFTER and scheduler.last_epoch == 0:
+            warn(
+                f"The optimizer has made {steps} steps and the recipe's scheduler none, so that "
+                "the learning rate is still 0: call scheduler.step() after each optimizer.step()."
+            )
+
+    optimizer.register_step_post_hook(count)
 
 
 def training_recipe(
@@ -122,10 +167,13 @@ def training_recipe(
         image_size: side, or (height, width), in pixels of the views.
         steps: of the optimizer in the whole run, at least 1.
         batch_size: images a step; rates grow with its square root.
-        pretrained: whether the net was trained for long; None asks its normalisation layers.
+        pretrained: whether the net was trained for long; None asks its normalisation layers, which
+            say so of BatchNorm that has counted 1,000 batches, or that came without a count. Say it
+            yourself of a net that was trained for less, or that goes on from an earlier run.
 
     Raises:
-        ValueError: ``steps`` or ``batch_size`` is less than 1.
+        TypeError: not an ``nn.Module``, or no whole number.
+        ValueError: ``steps``, ``batch_size`` or ``image_size`` is less than 1.
 
     Reference:
         "Never worse" in tests/benchmarks/RESULTS.md: found on CIFAR-10 and digits, batches of 32,
@@ -141,6 +189,9 @@ def training_recipe(
         >>> learner = BYOL(net, **recipe.arguments())
         >>> optimizer, scheduler = recipe.optimizer(learner)
     """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"net should be an nn.Module, got {type(net).__name__}.")
+    steps, batch_size, _ = index(steps), index(batch_size), as_pair(image_size)
     if steps < 1 or batch_size < 1:
         raise ValueError(
             f"steps and batch_size should be at least 1, got steps={steps}, "

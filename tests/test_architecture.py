@@ -24,7 +24,7 @@ ALLOWED = {
     "updates": {"attachment", "backbone", "ema", "guard", "networks"},
     "learner": {"backbone", "evaluation", "guard", "updates", "views"},
     "methods": {"learner", "views"},
-    "recipe": {"backbone", "learner", "methods", "training", "views"},
+    "recipe": {"backbone", "learner", "methods", "training", "views", "warning"},
     "__init__": {
         "backbone",
         "evaluation",

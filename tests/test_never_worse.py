@@ -268,3 +268,47 @@ def test_rates_of_a_recipe_rise_and_fall() -> None:
 def test_a_recipe_needs_a_step() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         training_recipe(conv_net(), 16, steps=0)
+
+
+def test_a_scheduler_that_is_forgotten_is_told() -> None:
+    net = conv_net()
+    recipe = training_recipe(net, 16, steps=300)
+    learner = BYOL(net, **recipe.arguments())
+    optimizer, _ = recipe.optimizer(learner)
+    with pytest.warns(UserWarning, match=r"call scheduler.step\(\)") as told:
+        loop(learner, optimizer, 30)
+    assert len(told) == 1
+
+
+class Own(Learner):
+    """A method with arguments of its own and those of every learner."""
+
+    def __init__(self, net: nn.Module, image_size: int, **options: Any) -> None:
+        super().__init__(net, image_size, projector=nn.LazyLinear(8), **options)
+
+
+def test_a_recipe_reaches_a_method_of_ones_own() -> None:
+    net = seen(conv_net(), 20_000)
+    recipe = replace(training_recipe(net, 16, steps=9), crop_area=(0.4, 1.0))
+    learner = Own(net, **recipe.arguments(Own))
+    assert learner._views.augment1.recipe.crop_area == (0.4, 1.0)
+    assert learner.pretrained
+    assert not learner.has_target
+
+
+def test_what_is_no_recipe_is_refused() -> None:
+    net = conv_net()
+    recipe = training_recipe(net, 16, steps=9)
+    for wrong in (nn.Linear, BYOL(net, 16, **SMALL)):
+        with pytest.raises(TypeError, match="class of learners"):
+            recipe.arguments(wrong)
+    with pytest.raises(TypeError, match="takes a learner"):
+        recipe.optimizer(net)
+    with pytest.raises(ValueError, match="'AdamW' or 'SGD'"):
+        replace(recipe, algorithm="Adam")
+    with pytest.raises(TypeError, match=r"nn\.Module"):
+        training_recipe("resnet18", 16, steps=9)
+    with pytest.raises(TypeError):
+        training_recipe(net, 16, steps=1.5)
+    with pytest.raises(ValueError, match="image_size"):
+        training_recipe(net, -1, steps=9)

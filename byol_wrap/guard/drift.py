@@ -32,7 +32,7 @@ class Drift:
         if self._steps in BEGINS:
             self._kept = [(weight, weight.detach().clone()) for weight in compared(net)]
         elif self._kept and self._steps - WINDOW in BEGINS:
-            self._look, self._kept = Later(moved(self._kept)[None]), []
+            self._look, self._kept = Later([moved(self._kept)]), []
         if self._look is None or not self._look.has_come:
             return None
         (far,), self._look = self._look.read(), None
