@@ -17,7 +17,7 @@ make one long one (--minutes ends a call after the run at hand). Supervised star
 on the animals of CIFAR-10, and kept in --starts.
 
 CIFAR-10 is torchvision's folder or an .npz as in quality.py; --photographs is an .npz with "bytes"
-(JPEG files one after the other), "ends" and "labels". Needs ``pip install '.[noregret]'``.
+(JPEG files one after the other), "ends" and "labels". Needs ``pip install '.[bench,notebooks]'``.
 """
 
 import argparse
