@@ -15,7 +15,7 @@ from byol_wrap.backbone.pretrained import batch_norms, is_pretrained
 from byol_wrap.learner import Learner
 from byol_wrap.methods.byol import BYOL
 from byol_wrap.training.optim import param_groups, warmup_cosine
-from byol_wrap.views import VIEW1, VIEW2, as_pair
+from byol_wrap.views import GENTLE_AREA, VIEW1, VIEW2, as_pair
 from byol_wrap.warning import warn
 
 SHORT, LONG = 10_000, 100_000  # steps: up to one all is as found here, from the other as in papers
@@ -212,7 +212,7 @@ def training_recipe(
         heads_alone=steps // 3 if known else 0,
         warmup_steps=steps // 10,
         weight_decay=WEIGHT_DECAY[algorithm],
-        crop_area=(0.5 if known else _between(0.7, 0.08, length), 1.0),
+        crop_area=(GENTLE_AREA if known else _between(0.7, 0.08, length), 1.0),
         moving_average_decay=0.99 if known else 1 - _between(0.1, 0.004, length),
         projection_hidden_size=round(_between(2048, 4096, length)),
     )

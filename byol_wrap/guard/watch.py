@@ -190,10 +190,10 @@ class Watch:
         which = "learner" if not learner.training else "learner.net"
         self.warn(
             "eval",
-            f"The net is trained while {which} is in eval mode, left there by a validation pass? "
-            f"Without the batch's BatchNorm statistics training can collapse: call {which}.train() "
-            "after each validation. To keep BatchNorm as it is on purpose, put those layers alone "
-            "in eval mode.",
+            f"The net is trained while {which} is in eval mode, left there by a validation pass or "
+            "before it was wrapped? Without the batch's BatchNorm statistics training can collapse: "
+            f"call {which}.train() before training. To keep BatchNorm as it is on purpose, put "
+            "those layers alone in eval mode.",
         )
         return True
 

@@ -11,6 +11,7 @@ from byol_wrap.views.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize, no
 from byol_wrap.views.pair import Augment, Views
 from byol_wrap.views.pixels import as_unit_float
 from byol_wrap.views.recipes import (
+    GENTLE_AREA,
     MOCO_VIEW,
     SIMCLR_VIEW,
     SIMSIAM_VIEW,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from byol_wrap.views.stock import kornia_view
 
 __all__ = [
+    "GENTLE_AREA",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "MOCO_VIEW",
