@@ -191,8 +191,8 @@ class Watch:
         self.warn(
             "eval",
             f"The net is trained while {which} is in eval mode, left there by a validation pass or "
-            "before it was wrapped? Without the batch's BatchNorm statistics training can collapse: "
-            f"call {which}.train() before training. To keep BatchNorm as it is on purpose, put "
+            "before it was wrapped? Without the batch's BatchNorm statistics training can "
+            f"collapse: call {which}.train() before it. To keep BatchNorm as it is on purpose, put "
             "those layers alone in eval mode.",
         )
         return True
