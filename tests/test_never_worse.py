@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from methods import SMALL
 from torch import Tensor, nn
 
 from byol_wrap import (
@@ -20,7 +21,6 @@ from byol_wrap import (
 )
 from byol_wrap.backbone.pretrained import is_pretrained
 
-SMALL = {"projection_hidden_size": 16, "projection_size": 8}
 METHODS = [BYOL, SimSiam, SimCLR, MoCo]
 
 

@@ -12,7 +12,7 @@ Normalisation = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 @torch.no_grad()
 def is_pretrained(net: nn.Module) -> bool:
-    """Whether a net's normalisation layers show that it was trained for long, on other images.
+    """Whether a net's normalisation layers show that it was trained for long.
 
     BatchNorm counts its batches: ``LONG`` of them are meant, or statistics from a checkpoint that
     came without a count. Where there is no BatchNorm, training shows in the weights of the layers,

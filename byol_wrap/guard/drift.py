@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from byol_wrap.guard.later import Later
+from byol_wrap.guard.look import weights
 
 WINDOW = 20  # training steps
 BEGINS = (1, 101, 501)  # at which steps a window begins: rates may have to warm up
@@ -39,19 +40,11 @@ class Drift:
         return far if far > TOO_FAR else None
 
 
-def compared(net: nn.Module) -> list[nn.Parameter]:
+def compared(net: nn.Module) -> list[Tensor]:
     """Weights that train, from all over the net."""
-    weights = [
-        parameter
-        for parameter in net.parameters()
-        if parameter.requires_grad
-        and parameter.ndim > 1
-        and parameter.numel() <= LARGEST
-        and type(parameter) is nn.Parameter
-        and type(parameter.data) is Tensor
-        and not parameter.is_meta
-    ]
-    return weights[:: max(1, -(-len(weights) // LAYERS))]
+    trained = weights(p for p in net.parameters() if p.requires_grad)
+    small = [weight for weight in trained if weight.numel() <= LARGEST]
+    return small[:: max(1, -(-len(small) // LAYERS))]
 
 
 @torch.no_grad()

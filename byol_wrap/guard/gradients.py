@@ -1,12 +1,11 @@
 """Notices gradients that are never cleared."""
 
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from byol_wrap.guard.later import Later
-from byol_wrap.guard.look import WITHOUT_WAIT, is_plain, norms
+from byol_wrap.guard.look import norms, weights
 from byol_wrap.guard.trained import parts
 
 LOOKS = 12  # at a parameter's gradient, when the first losses go backward
@@ -62,6 +61,4 @@ class GradientsWatch:
 
 def smallest(learner: nn.Module) -> Tensor | None:
     """The smallest of the weights that are trained, if it can be looked at without a wait."""
-    weights = [p for part in parts(learner).values() for p in part if is_plain(p)]
-    weights = [p for p in weights if not is_lazy(p) and p.device.type in WITHOUT_WAIT]
-    return min((p for p in weights if p.ndim > 1), key=Tensor.numel, default=None)
+    return min(weights(chain(*parts(learner).values())), key=Tensor.numel, default=None)

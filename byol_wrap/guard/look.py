@@ -25,7 +25,7 @@ class Look:
     def __init__(self, parameters: Iterable[Tensor], devices: Collection[str]) -> None:
         sized = [parameter for parameter in parameters if not is_lazy(parameter)]
         self.who = [id(parameter) for parameter in sized]
-        self.writes = [0 if p.is_inference() else p._version for p in sized]
+        self.writes = writes(sized)
         plain = [p for p in sized if is_plain(p) and p.is_floating_point()]
         plain = [p for p in plain if p.device.type in devices]
         chosen = plain[:: max(1, len(plain) // LOOKED_AT)]
@@ -43,6 +43,17 @@ class Look:
         if self.norms is None or other.norms is None:
             return self.norms is other.norms
         return self.norms.read() == other.norms.read()
+
+
+def writes(parameters: Iterable[Tensor]) -> list[int]:
+    """How often each was written in place; fused optimizers and inference mode do not count."""
+    return [0 if not is_lazy(p) and p.is_inference() else p._version for p in parameters]
+
+
+def weights(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Those that are matrices or wider, and can be looked at without a wait."""
+    sized = [parameter for parameter in parameters if not is_lazy(parameter)]
+    return [p for p in sized if p.ndim > 1 and is_plain(p) and p.device.type in WITHOUT_WAIT]
 
 
 @torch.no_grad()

@@ -1,7 +1,10 @@
 """Notices a target that is updated more often than its online network is."""
 
+from itertools import chain
+
 from torch import nn
 
+from byol_wrap.guard.look import writes
 from byol_wrap.guard.trained import parts
 
 LOOKS = 40  # at updates by hand
@@ -31,7 +34,7 @@ class PacingWatch:
         if self._looks >= LOOKS:
             return ""
         before = self._writes
-        self._writes = sum(p._version for part in parts(learner).values() for p in part)
+        self._writes = sum(writes(chain(*parts(learner).values())))
         self._looks += 1
         self._stale += self._writes == before
         if self._looks < LOOKS or self._stale < SHARE * LOOKS or LOOKS - self._stale < FRESH:

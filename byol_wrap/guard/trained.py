@@ -79,9 +79,8 @@ class TrainedWatch:
         told = self._judge(learner, still, last=last)
         stepped = updates >= NET_AFTER // 2
         if told is None and last and stepped and len(still) == len(now := parts(learner)):
-            rates = [
-                rate for p, rate in held() if any(p is q for part in now.values() for q in part)
-            ]
+            known = {id(parameter) for part in now.values() for parameter in part}
+            rates = [rate for parameter, rate in held() if id(parameter) in known]
             return ("net", STANDS_STILL_MESSAGE.format(NET_AFTER)) if any(rates) else None
         return told
 

@@ -13,6 +13,7 @@ from byol_wrap.guard.collapse import CollapseWatch, Run, message
 from byol_wrap.guard.drift import Drift, drift_message
 from byol_wrap.guard.gradients import GradientsWatch
 from byol_wrap.guard.inputs import check_loss
+from byol_wrap.guard.look import is_plain, writes
 from byol_wrap.guard.pacing import PacingWatch
 from byol_wrap.guard.trained import HEADS_MESSAGE, NET, TrainedWatch, in_no_optimizer, parts
 from byol_wrap.warning import warn
@@ -184,7 +185,7 @@ class Watch:
         if learner.training and net.training:
             self._eval_writes = None
             return True
-        before, self._eval_writes = self._eval_writes, _writes(net) + self._updates
+        before, self._eval_writes = self._eval_writes, sum(writes(net.parameters())) + self._updates
         if before is None or self._eval_writes == before:
             return learner.training
         which = "learner" if not learner.training else "learner.net"
@@ -210,18 +211,9 @@ class Watch:
 
 def _is_readable(tensor: Tensor) -> bool:
     """Whether a value can be read without a wait: of a plain tensor on the CPU."""
-    return (
-        tensor.device.type == "cpu"
-        and not is_lazy(tensor)
-        and type(tensor) in (Tensor, nn.Parameter)
-    )
+    return tensor.device.type == "cpu" and not is_lazy(tensor) and is_plain(tensor)
 
 
 def _is_finite(scalar: Tensor) -> bool:
     value: float = scalar.reshape(1).tolist()[0]
     return math.isfinite(value)
-
-
-def _writes(module: nn.Module) -> int:
-    """How often a module's parameters were written in place; fused optimizers do not count."""
-    return sum(parameter._version for parameter in module.parameters())
