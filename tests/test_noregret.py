@@ -53,6 +53,8 @@ def test_a_cell_runs_once(
 ) -> None:
     monkeypatch.setattr(noregret, "DRAWS", 1)
     monkeypatch.setattr(noregret, "LOOKS", 2)
+    monkeypatch.setattr(noregret, "TUNED", 1)
+    monkeypatch.setattr(noregret, "PASSES", 1)
     command = ["--cells", "resnet/digits/BYOL", "--seeds", "0", "--steps", "4", "--batch-size", "8"]
     command += ["--output", "runs.jsonl"]
     noregret.main(command)
@@ -61,6 +63,8 @@ def test_a_cell_runs_once(
     assert row["curve"][0]["distance"] == 0
     assert row["curve"][-1]["distance"] > 0
     assert row["recipe"]["pretrained"] is False
+    assert [len(look.get("tuned", ())) for look in row["curve"]] == [1, 0, 1]
+    assert row["curve"][-1]["health updates"] == 4
     capsys.readouterr()
     noregret.main(command)
     assert len(Path("runs.jsonl").read_text().splitlines()) == 1
@@ -68,3 +72,70 @@ def test_a_cell_runs_once(
     noregret.main([*command, "--changes", "crop_area=[0.3, 1.0]"])
     changed = json.loads(Path("runs.jsonl").read_text().splitlines()[1])
     assert changed["recipe"]["crop_area"] == [0.3, 1.0]
+
+
+def runs(noregret: Any, *accuracies: list[float], **figures: list[list[float]]) -> list[Any]:
+    """Rows with the same accuracy by each measure at every look."""
+    return [
+        {
+            "curve": [
+                dict.fromkeys(noregret.MEASURES, value)
+                | {figure: values[i][step] for figure, values in figures.items()}
+                for step, value in enumerate(scores)
+            ]
+        }
+        for i, scores in enumerate(accuracies)
+    ]
+
+
+def test_a_figure_is_judged_by_what_it_picks_and_by_the_harm_it_tells(noregret: Any) -> None:
+    rows = runs(
+        noregret,
+        [50.0, 60.0, 55.0],  # it helped
+        [50.0, 45.0, 40.0],  # it harmed
+        rank=[[1.0, 3.0, 2.0], [3.0, 2.0, 1.0]],  # as accuracy goes
+        alignment=[[0.1, 0.3, 0.2], [0.3, 0.2, 0.1]],  # the same, where less is said to be better
+    )
+    assert noregret.told_by("rank", rows) == {
+        "correlation": pytest.approx(1),
+        "regret": 0,
+        "worst": 0,
+        "harm": 1,
+    }
+    assert noregret.told_by("alignment", rows) == {
+        "correlation": pytest.approx(-1),
+        "regret": 10,
+        "worst": 10,
+        "harm": 0,
+    }
+    assert noregret.told_by("lidar", rows) is None
+    assert "2 runs, of which 1 harmed. Taking the last look of each costs 7.5" in noregret.judged(
+        rows
+    )
+
+
+def test_small_crops_are_seen_by_the_online_network_alone(noregret: Any) -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+    learner = noregret.SmallCrops(net, 32, projection_hidden_size=16, projection_size=8)
+    sides: dict[str, list[int]] = {"online": [], "target": []}
+    learner.net.register_forward_pre_hook(lambda _, x: sides["online"].append(x[0].shape[-1]))
+    learner.target.net.register_forward_pre_hook(
+        lambda _, x: sides["target"].append(x[0].shape[-1])
+    )
+    learner(torch.rand(4, 3, 32, 32)).backward()
+    assert sides == {"online": [32, 16, 16, 32, 16, 16], "target": [32, 32]}
+
+
+def test_what_is_fine_tuned_is_a_copy(noregret: Any) -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
+    learner = noregret.BYOL(net, 16, projection_hidden_size=16, projection_size=8)
+    labels = torch.arange(80) % 2
+    images = (labels * 200).to(torch.uint8)[:, None, None, None].expand(-1, 3, 16, 16).contiguous()
+    images += torch.randint(0, 50, images.shape, dtype=torch.uint8)
+    before = {name: value.clone() for name, value in learner.state_dict().items()}
+    state = torch.get_rng_state()
+    found = noregret.fine_tuned(learner, noregret.Images(images, labels, images, labels))
+    assert found == [100.0] * noregret.TUNED  # white and black are told apart
+    assert torch.equal(torch.get_rng_state(), state)
+    after = learner.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())

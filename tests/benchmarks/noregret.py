@@ -9,8 +9,13 @@ Each cell is a net, where its weights come from, and images: the loop of README'
 what ``training_recipe`` gives for the image size and the number of steps, and nothing that depends
 on the cell. Before, after, and at four points between, the frozen features are judged on
 images never trained on: nearest neighbours and a linear classifier with all labels of the training
-images, a linear classifier with ten labels a class (ten draws, the same before and after). Beside
-them stands what can be told without labels, on the training images.
+images, a linear classifier with ten labels a class (ten draws, the same before and after). Before
+and after, the net is also fine-tuned whole with ten labels a class (three draws). Beside them
+stands what can be told without labels, on the training images; --judge says how well each of those
+figures picks the best point of a run, and whether it tells runs that harm.
+
+Two variants of BYOL take part: "SmallCrops", whose online network also sees four crops of half the
+side, and any setting in --changes (moving_average_decay=1.0 makes the target a frozen teacher).
 
 Writes one line of JSON a run; runs that the file holds are not run again, so several short calls
 make one long one (--minutes ends a call after the run at hand). Supervised starts are trained once,
@@ -36,26 +41,33 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from kornia.augmentation import RandomResizedCrop
 from quality import decoded, load, small_resnet
+from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from byol_wrap import (
     BYOL,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    MoCo,
     RandomView,
     Recipe,
+    SimCLR,
     SimSiam,
     training_recipe,
+    warmup_cosine,
 )
 from byol_wrap.evaluation import knn_accuracy, linear_probe
 from byol_wrap.evaluation.health import alignment, effective_rank, relative_distance, uniformity
+from byol_wrap.methods.losses import byol_loss
 from byol_wrap.views import Normalize, as_unit_float
 
 VEHICLES = (0, 1, 8, 9)  # of CIFAR-10's classes; the others are animals
 HELD_OUT = 0.3  # of data sets that have no test images of their own
 LOOKS = 5  # at a run, the last at its end
 DRAWS, LABELS = 10, 10  # of few labels; how many of each class
+TUNED, PASSES = 3, 20  # draws of few labels to fine-tune with; passes over each
 MEASURES = ("knn", "linear", "few")
 
 
@@ -127,11 +139,13 @@ def whole_cifar10(path: Path) -> Any:
     return load(path)
 
 
+ANIMALS = tuple(label for label in range(10) if label not in VEHICLES)
 DATA: dict[str, Callable[[argparse.Namespace, int], Images]] = {
     "digits": digits,
     "photographs": photographs,
     "cifar10": cifar10,
     "vehicles": partial(cifar10, classes=VEHICLES),
+    "animals": partial(cifar10, classes=ANIMALS),
 }
 
 # Nets
@@ -235,6 +249,32 @@ RANDOM = {
 }
 STARTS = PRETRAINED | RANDOM
 
+# Methods
+
+
+class SmallCrops(BYOL):
+    """BYOL whose online network also sees small crops, two of each view, at half the side.
+
+    From each it predicts what the target says of the other view, as multi-crop has it in SwAV
+    (Caron et al. 2020, arXiv 2006.09882) and DINO (2104.14294).
+    """
+
+    def loss(self, view1: Tensor, view2: Tensor) -> Tensor:
+        """Twice the mean over two large and four small crops."""
+        targets = self.target.project(view2), self.target.project(view1)
+        terms = []
+        for view, target in zip((view1, view2), targets, strict=True):
+            side = view.shape[-1] // 2
+            small = RandomResizedCrop((side, side), scale=(0.1, 0.4))
+            for crop in (view, small(view), small(view)):
+                terms.append(byol_loss(self.predictor(self.project(crop)), target))
+        return 2 * torch.stack(terms).mean()
+
+
+METHODS = {
+    method.__name__: method for method in (BYOL, SimSiam, SimCLR, MoCo, SmallCrops)
+}  # fmt: skip
+
 # A look at a net
 
 
@@ -266,6 +306,45 @@ def judge(learner: Any, data: Images) -> dict[str, Any]:
         "few": mean(few),
         "few_draws": few,
     }
+
+
+def fine_tuned(learner: Any, data: Images) -> list[float]:
+    """Accuracies in percent of the whole net, trained on with few labels, one a draw.
+
+    The learner is left as it is, and the random state is as before.
+    """
+    found = []
+    for chosen in list(few_labels(data.train_labels))[:TUNED]:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            found.append(100 * tuned_accuracy(copy.deepcopy(learner), data, chosen))
+    return found
+
+
+def tuned_accuracy(learner: Any, data: Images, chosen: Tensor) -> float:
+    """Accuracy in [0, 1] after training net and classifier on some of the images, flipped."""
+    images, labels = data.train[chosen], data.train_labels[chosen]
+    head = nn.Linear(features(learner, images[:1]).shape[1], int(data.train_labels.max()) + 1)
+    groups = [
+        {"params": [p for p in learner.net.parameters() if p.requires_grad], "lr": 3e-4},
+        {"params": list(head.parameters()), "lr": 1e-2},
+    ]
+    optimizer = torch.optim.AdamW(groups)
+    order, steps = shuffled(len(chosen), 20, 0), PASSES * (len(chosen) // 20)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: warmup_cosine(step, steps, steps // 10)
+    )
+    for _ in range(steps):
+        batch = next(order)
+        given = images[batch].flip(-1) if torch.rand(()) < 0.5 else images[batch]
+        read = learner(given, return_embedding=True, return_projection=False)
+        loss = F.cross_entropy(head(read), labels[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+    said = head(features(learner, data.test)).argmax(dim=1)
+    return float((said == data.test_labels).float().mean())
 
 
 def without_labels(learner: Any, images: Tensor, first: nn.Module) -> dict[str, float]:
@@ -347,7 +426,7 @@ def run(start: str, data: str, method: str, seed: int, args: argparse.Namespace)
     def look() -> dict[str, Any]:
         return judge(learner, images) | without_labels(learner, images.train, original)
 
-    curve: list[dict[str, Any]] = [{"step": 0} | look()]
+    curve: list[dict[str, Any]] = [{"step": 0, "tuned": fine_tuned(learner, images)} | look()]
     looks = {round(steps * (k + 1) / LOOKS) for k in range(LOOKS)}
     seconds, losses = 0.0, []
     order = shuffled(len(images.train), args.batch_size, seed)
@@ -362,8 +441,10 @@ def run(start: str, data: str, method: str, seed: int, args: argparse.Namespace)
         losses.append(float(loss.detach()))
         seconds += time.perf_counter() - began
         if step in looks:
-            curve.append({"step": step, "loss": mean(losses)} | look())
+            health = {f"health {name}": told for name, told in learner.health().items()}
+            curve.append({"step": step, "loss": mean(losses)} | health | look())
             losses = []
+    curve[-1]["tuned"] = fine_tuned(learner, images)
     return {
         "cell": f"{start}/{data}/{method}",
         "changes": args.changes,
@@ -386,7 +467,6 @@ def shuffled(count: int, batch_size: int, seed: int) -> Iterator[Tensor]:
         ]
 
 
-METHODS = {"BYOL": BYOL, "SimSiam": SimSiam}
 CELLS = [f"{start}/{data}/BYOL" for start, about in STARTS.items() for data in about.data]
 
 
@@ -395,6 +475,81 @@ def gains(row: dict[str, Any]) -> dict[str, float]:
     before, after = row["curve"][0], row["curve"][-1]
     by = {name: after[name] - before[name] for name in MEASURES}
     return by | {"mean": mean(by.values())}
+
+
+# What tells without labels
+
+BETTER = {  # which way a figure should go, by those who proposed it
+    "rank": 1, "rank_of_views": 1, "alignment": -1, "uniformity": -1, "alpha": -1, "lidar": 1,
+    "found_again": 1, "distance": -1, "loss": -1, "health std_ratio": 1, "health rank": 1,
+    "health projection_std_ratio": 1, "health projection_rank": 1, "health alignment": -1,
+    "health uniformity": -1, "health target_distance": -1,
+}  # fmt: skip
+
+
+def accuracy(look: dict[str, Any]) -> float:
+    """The mean of the three measures."""
+    return mean(look[name] for name in MEASURES)
+
+
+def told_by(figure: str, rows: list[dict[str, Any]]) -> dict[str, float] | None:
+    """What a figure without labels says of accuracy, over runs.
+
+    "correlation" and "regret" are means over runs: the rank correlation with the mean accuracy over
+    the looks at a run, and the points that its best look has over the one that the figure picks.
+    "worst" is the largest regret. "harm" is the probability that its change from the first to the
+    last look is worse in a run that harmed than in one that helped: 0.5 tells nothing. None where
+    no run has the figure.
+    """
+    correlations, regrets, harmed, helped = [], [], [], []
+    for row in rows:
+        looks = [look for look in row["curve"] if figure in look]
+        if len(looks) < 2:
+            continue
+        values = [BETTER[figure] * look[figure] for look in looks]
+        scores = [accuracy(look) for look in looks]
+        correlations.append(rank_correlation(values, scores))
+        picked = scores[max(range(len(values)), key=values.__getitem__)]
+        regrets.append(max(scores) - picked)
+        (harmed if gains(row)["mean"] < 0 else helped).append(values[-1] - values[0])
+    pairs = [(a < b) + 0.5 * (a == b) for a in harmed for b in helped]
+    if not regrets:
+        return None
+    return {
+        "correlation": mean(correlations),
+        "regret": mean(regrets),
+        "worst": max(regrets),
+        "harm": mean(pairs) if pairs else float("nan"),
+    }
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    """Spearman's; 0 where either does not vary."""
+    ranks = np.stack([rankdata(a), rankdata(b)])
+    return float(np.corrcoef(ranks)[0, 1]) if (ranks.std(axis=1) > 0).all() else 0.0
+
+
+def judged(rows: list[dict[str, Any]]) -> str:
+    """How well each figure tells, a line a figure."""
+    harmed = sum(gains(row)["mean"] < 0 for row in rows)
+    last = [max(map(accuracy, row["curve"])) - accuracy(row["curve"][-1]) for row in rows]
+    lines = [
+        f"{len(rows)} runs, of which {harmed} harmed. Taking the last look of each costs "
+        f"{mean(last):.1f} points on average and {max(last):.1f} at worst.",
+        "",
+        "| figure | rank correlation | regret, points | at worst | tells harm |",
+        "|---|---|---|---|---|",
+    ]
+    for figure in BETTER:
+        if said := told_by(figure, rows):
+            lines.append(
+                f"| {figure} | {said['correlation']:+.2f} | {said['regret']:.1f} | "
+                f"{said['worst']:.1f} | {said['harm']:.2f} |"
+            )
+    return "\n".join(lines)
+
+
+# The table of runs
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -450,10 +605,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--output", type=Path, default=Path(__file__).with_name("noregret.jsonl"))
     add("--minutes", type=float, default=float("inf"), help="start no run after so many")
     add("--table", action="store_true", help="run nothing")
+    add("--judge", action="store_true", help="run nothing; the table of figures without labels")
     args = parser.parse_args(arguments)
     args.changes, began = dict(args.changes), time.perf_counter()
     done = {(r["cell"], r["seed"]) for r in read(args.output) if r["changes"] == args.changes}
-    for seed in [] if args.table else args.seeds:
+    for seed in [] if args.table or args.judge else args.seeds:
         for cell in args.cells:
             if (cell, seed) in done or time.perf_counter() - began > 60 * args.minutes:
                 continue
@@ -461,7 +617,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with args.output.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(cell, seed, {name: round(by, 1) for name, by in gains(row).items()}, flush=True)
-    print(table(read(args.output)))
+    rows = read(args.output)
+    print(judged(rows) if args.judge else table(rows))
 
 
 if __name__ == "__main__":
