@@ -19,11 +19,15 @@ from nets import conv_net
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from byol_wrap import BYOL, Learner
+
+try:
+    from torch.distributed.fsdp import fully_shard
+except ImportError:  # PyTorch 2.5
+    from torch.distributed._composable.fsdp import fully_shard
 
 SMALL = {"projection_size": 8, "projection_hidden_size": 16}
 
