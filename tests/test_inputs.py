@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from byol_wrap import BYOL
+from byol_wrap.data import Item
 
 
 def small_net(channels=3):
@@ -429,19 +430,8 @@ def picture():
         (DataLoader(torch.rand(4, 3, 16, 16)), "for images in loader: learner(images)"),
         (TensorDataset(torch.rand(4, 3, 16, 16)), "for images in loader: learner(images)"),
         ([torch.rand(2, 3, 16, 16), torch.arange(2)], "for images, labels in loader"),
+        (Item(torch.rand(2, 3, 16, 16), 0, []), "give its images: learner(batch.image)"),
         ([], "give one tensor (B, C, H, W)"),
-    ],
-    ids=[
-        "rows",
-        "array",
-        "pictures",
-        "picture",
-        "arrays",
-        "dict",
-        "loader",
-        "set",
-        "batch",
-        "none",
     ],
 )
 def test_what_is_no_tensor_is_refused_by_what_it_is(images, message):

@@ -163,6 +163,8 @@ def _way_to_tensor(batch: Any) -> str:
             "make a batch of tensors of one size, or a list of tensors: "
             "[torchvision.transforms.functional.pil_to_tensor(image) for image in images]"
         )
+    if hasattr(batch, "_fields"):  # a named tuple
+        return f"give its images: learner(batch.{batch._fields[0]})"
     if isinstance(batch, tuple | list) and not isinstance(first, Tensor):
         return "give one tensor (B, C, H, W), or a list of tensors (C, H, W)"
     if isinstance(batch, tuple | list):
