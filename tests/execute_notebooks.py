@@ -74,6 +74,8 @@ def execute(
         for output in cell.outputs:
             if "execution_count" in output:
                 output.execution_count = number
+            if output.get("name") == "stderr" and "%|" in output.text:
+                output.name = "stdout"  # a progress bar, which pages show as an error otherwise
 
 
 def processor_seconds() -> float:
