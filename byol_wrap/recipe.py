@@ -29,6 +29,9 @@ REMIND_AFTER = 20  # steps of the optimizer in which the scheduler took none
 class TrainingRecipe:
     """All settings of one run: ``training_recipe`` finds them, ``dataclasses.replace`` changes one.
 
+    It changes no other: for other ``steps`` ask for a new recipe, as ``heads_alone``,
+    ``warmup_steps``, crops and tau go by them.
+
     Attributes:
         steps: of the optimizer in the whole run.
         image_size: side, or (height, width), in pixels of the views.

@@ -9,7 +9,7 @@ SimCLR finds an image among the others of its batch, MoCo among those of a queue
 others. So SimCLR should want large batches, MoCo a long queue and slow keys; and where crops of an
 image share their colours, those alone find it: SimCLR should want the colour steps more.
 
-All cells start from the same weights, see as many images, in views of the same recipe, and are
+All cells start from the same weights, see as many images, in views drawn alike, and are
 measured as why_it_works.py does. Each cell appends its line to --json; cells that are there already
 are not run again. Prints a table and draws negatives.png.
 

@@ -17,10 +17,17 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 from digits import accuracy, small_learner, training_set
+from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
+
+
+def sharded(learner: nn.Module) -> nn.Module:
+    """FSDP2, which is public since PyTorch 2.6."""
+    from torch.distributed.fsdp import fully_shard
+
+    return fully_shard(learner)
 
 
 def train(device: torch.device, shard: bool, epochs: int, output: str) -> None:
@@ -29,7 +36,7 @@ def train(device: torch.device, shard: bool, epochs: int, output: str) -> None:
     torch.manual_seed(0)  # the same weights everywhere
     learner = small_learner().to(device)
     torch.manual_seed(1 + rank)  # views of its own for each process
-    model = fully_shard(learner) if shard else DistributedDataParallel(learner)
+    model = sharded(learner) if shard else DistributedDataParallel(learner)
     optimizer = torch.optim.AdamW(learner.parameters(), lr=2e-3)
     sampler = DistributedSampler(training_set(), drop_last=True)
     loader = DataLoader(training_set(), 64 // world, sampler=sampler, drop_last=True)

@@ -6,7 +6,7 @@
     python why_it_works.py --data digits --images-seen 12800    # offline, to see it run
 
 One network is trained in different ways, from the same weights, on the same images in the same
-order, with the same optimizer: the recipe of the race in README. Each way takes
+order, with the same optimizer: the settings of the race in README. Each way takes
 one thing from BYOL. How good the features are is measured by labels that training never saw:
 nearest neighbours, and a linear classifier on frozen features. Prints a table, draws
 why_it_works.png and, with --json, writes every number. Ctrl-C ends it early and keeps the arms that

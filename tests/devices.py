@@ -26,6 +26,9 @@ HAS_MPS = torch.backends.mps.is_available()
 CUDA = pytest.param("cuda", marks=needs_cuda())
 CUDA_1 = pytest.param("cuda:1", marks=needs_cuda(2))
 MPS = pytest.param("mps", marks=pytest.mark.skipif(not HAS_MPS, reason="needs an Apple GPU"))
+needs_fsdp2 = pytest.mark.skipif(
+    torch.__version__ < "2.6", reason="FSDP2 is public, and runs on a CPU, since PyTorch 2.6"
+)
 DEVICES = ["cpu", CUDA, MPS]
 
 

@@ -252,14 +252,22 @@ def test_a_wrong_ending_does_not_matter_to_what_can_be_read(tmp_path: Path) -> N
     assert not skipped
 
 
+def test_a_path_may_begin_with_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder_of(tmp_path / "photos", {"a.jpg": jpeg()})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(ImageFiles("~/photos", 16)) == 1
+
+
 def test_nothing_to_read_is_an_error_that_says_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no folder, zip or tar"):
-        ImageFiles(tmp_path / "nowhere", 16)
+    with pytest.raises(FileNotFoundError, match=rf"no folder, zip or tar '{Path.cwd()}/nowhere'"):
+        ImageFiles("nowhere", 16)
     with pytest.raises(ValueError, match="It is empty"):
         ImageFiles(tmp_path, 16)
     folder_of(tmp_path, {"notes.txt": b"", "photos.tar.gz": b""})
     with pytest.raises(ValueError, match=r"notes.txt: not an image by its ending.*plain .tar"):
         ImageFiles(tmp_path, 16)
+    with pytest.raises(ValueError, match=r"notes.txt: no .zip or .tar: give the folder"):
+        ImageFiles(tmp_path / "notes.txt", 16)
     files = ImageFiles(folder_of(tmp_path, BROKEN), 16)
     assert (len(files), files.others) == (len(BROKEN), 2)
     with pytest.raises(ValueError, match=r"6 files in a row cannot be read as images\. bomb.png"):

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from devices import needs_fsdp2
 from leaving import leave
 from methods import METHODS, make
 from nets import conv_net
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -100,7 +100,11 @@ CASES = {
     ],
     "fsdp": [*ONES, Case("BYOL", build_first=True, in_halves=True)],
 }
-ALL = [(engine, case) for engine, cases in CASES.items() for case in cases]
+ALL = [
+    pytest.param(engine, case, id=f"{engine} {case}", marks=[needs_fsdp2] * (engine == "fsdp"))
+    for engine, cases in CASES.items()
+    for case in cases
+]
 
 
 def built(case: Case) -> Learner:
@@ -144,6 +148,8 @@ def worker(rank: int, folder: str, engine: str) -> None:
         if engine == "ddp":
             parallel: nn.Module = DistributedDataParallel(learner)
         else:
+            from torch.distributed.fsdp import fully_shard
+
             parallel = fully_shard(learner, mesh=init_device_mesh("cpu", (2,)))
             assert all(isinstance(p, DTensor) for p in learner.parameters())
         losses = train(parallel, learner, slice(rank * 4, rank * 4 + 4), case.in_halves)
@@ -168,7 +174,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return run
 
 
-@pytest.mark.parametrize(("engine", "case"), ALL, ids=[f"{e} {c}" for e, c in ALL])
+@pytest.mark.parametrize(("engine", "case"), ALL)
 def test_two_processes_train_as_one_with_the_whole_batch(
     trained: Any, engine: str, case: Case
 ) -> None:

@@ -6,15 +6,13 @@ from typing import Any
 import pytest
 import torch
 from fake_cuda import DEVICE, FakeCuda, to_cuda
+from fake_cuda_step import plays_a_gpu
 from torch import Tensor, nn
 
 from byol_wrap import BYOL
 from byol_wrap.views import RandomView, Views, applying, normalization
 
-pytestmark = pytest.mark.skipif(
-    not torch.backends.cuda.is_built() or torch.cuda.is_available(),
-    reason="needs a CUDA build of PyTorch, and no GPU",
-)
+pytestmark = plays_a_gpu
 
 
 def images(side: int = 32, batch: int = 8, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -4,13 +4,17 @@ import math
 import re
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from byol_wrap import BYOL
+from byol_wrap.data import Item
 
 
 def small_net(channels=3):
@@ -394,9 +398,45 @@ def test_image_size_of_another_type_is_refused_by_name(size):
     assert str(size) in str(caught.value)
 
 
-def test_net_that_is_no_module_is_refused():
-    with pytest.raises(TypeError, match=re.escape("should be an nn.Module, got function")):
-        BYOL(lambda x: x, 16)
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (small_net, "got function; if it makes one, call it: small_net()"),
+        (nn.Sequential, "got type; if it makes one, call it: Sequential()"),
+        ("resnet18", "got str; make the net first: torchvision.models.get_model('resnet18')"),
+        (small_net().state_dict(), "got OrderedDict; load the weights into a net first"),
+        (None, "got NoneType."),
+    ],
+    ids=["function", "class", "string", "weights", "nothing"],
+)
+def test_net_that_is_no_module_is_refused(net, message):
+    with pytest.raises(TypeError, match=re.escape(f"should be an nn.Module, {message}")):
+        BYOL(net, 16)
+
+
+def picture():
+    return Image.new("RGB", (16, 16))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((2, 16, 16, 3)), "with channels first: torch.as_tensor(images).permute(0, 3"),
+        (np.zeros((2, 3, 16, 16)), "convert it, torch.as_tensor(...)"),
+        ([picture(), picture()], "pil_to_tensor(image) for image in images]"),
+        (picture(), "pil_to_tensor(image) for image in images]"),
+        ([np.zeros((16, 16, 3))], "give one tensor (B, C, H, W), or a list of tensors"),
+        ({"pixel_values": torch.rand(2, 3, 16, 16)}, "one of its entries, which are pixel_values"),
+        (DataLoader(torch.rand(4, 3, 16, 16)), "for images in loader: learner(images)"),
+        (TensorDataset(torch.rand(4, 3, 16, 16)), "for images in loader: learner(images)"),
+        ([torch.rand(2, 3, 16, 16), torch.arange(2)], "for images, labels in loader"),
+        (Item(torch.rand(2, 3, 16, 16), 0, []), "give its images: learner(batch.image)"),
+        ([], "give one tensor (B, C, H, W)"),
+    ],
+)
+def test_what_is_no_tensor_is_refused_by_what_it_is(images, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        BYOL(small_net(), 16, projection_hidden_size=8)(images)
 
 
 def test_net_wrapped_in_data_parallel_is_refused():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from devices import needs_fsdp2
 from nets import conv_net
 from torch import Tensor, nn
 
@@ -64,7 +65,7 @@ def test_compiled_plain_loop(capsys: pytest.CaptureFixture[str]) -> None:
     assert "11 updates" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("options", [[], ["--shard"]])
+@pytest.mark.parametrize("options", [[], pytest.param(["--shard"], marks=needs_fsdp2)])
 def test_torchrun(tmp_path: Path, options: list[str]) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--standalone", str(EXAMPLES / "torchrun_loop.py"), "--epochs", "1", *options]

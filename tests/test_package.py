@@ -99,10 +99,14 @@ def environment(folder: Path, python: str, *packages: object) -> Path:
 
 
 def newest_python() -> str:
-    """The newest interpreter at hand: on the path, or one of pyenv's."""
+    """The newest interpreter at hand that runs: on the path, or one of pyenv's."""
     homes = [*os.get_exec_path(), *map(str, Path.home().glob(".pyenv/versions/*/bin"))]
     found = [path for home in homes for path in Path(home).glob("python3.[0-9][0-9]")]
-    return str(max(found, key=lambda path: int(path.name.split(".")[1])))
+    found.sort(key=lambda path: int(path.name.split(".")[1]), reverse=True)
+    runs = (
+        path for path in found if not subprocess.call([path, "-c", ""], stderr=subprocess.DEVNULL)
+    )
+    return str(next(runs))
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from devices import needs_fsdp2
 from nets import conv_net
 from PIL import Image
 from safetensors.torch import load_file
@@ -198,7 +199,7 @@ def test_two_processes_equal_one(photos: Path, tmp_path: Path, method: str) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=needs_fsdp2)])
 def test_torchrun_killed_and_resumed(photos: Path, tmp_path: Path, strategy: str) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--standalone", str(EXAMPLES / "pretrain.py"), "--data", str(photos), *SMALL]

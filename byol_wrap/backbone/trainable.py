@@ -1,6 +1,7 @@
 """What a net must be to be trained by its own modes, and to be averaged."""
 
 import inspect
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
@@ -18,9 +19,7 @@ def check_module(net: Any) -> None:
     Some libraries hand out an object around a net; its ``train`` may start a training of its own.
     """
     if not isinstance(net, nn.Module):
-        inner = _inner(net)
-        hint = "" if inner is None else f"; the net in it is net.{inner}: BYOL(net.{inner})"
-        raise TypeError(f"net should be an nn.Module, got {type(net).__name__}{hint}.")
+        raise TypeError(f"net should be an nn.Module, got {type(net).__name__}{_way_to_net(net)}.")
     for name, module in net.named_modules():
         if type(module).train is not nn.Module.train and not _switches(module.train):
             inner = _inner(module)
@@ -31,6 +30,18 @@ def check_module(net: Any) -> None:
                     "of an nn.Module, which sets a mode, and may start a training of its own. Wrap "
                     f"the net in it: BYOL({path})."
                 )
+
+
+def _way_to_net(thing: Any) -> str:
+    """How what is no net becomes one, for the end of a message; empty where that is not known."""
+    inner = _inner(thing)
+    if inspect.isclass(thing) or inspect.isroutine(thing):
+        return f"; if it makes one, call it: {thing.__name__}()"
+    if isinstance(thing, str):
+        return f"; make the net first: torchvision.models.get_model({thing!r})"
+    if isinstance(thing, Mapping):
+        return "; load the weights into a net first: net.load_state_dict(weights)"
+    return "" if inner is None else f"; the net in it is net.{inner}: BYOL(net.{inner})"
 
 
 def _inner(holder: Any) -> str | None:

@@ -63,10 +63,11 @@ class ImageFiles(Dataset[Item]):
         *,
         prepare: Callable[[Any, int], Tensor] = cropped,
     ) -> None:
-        if not Path(path).exists():
-            raise FileNotFoundError(f"There is no folder, zip or tar {str(path)!r}.")
+        path = Path(path).expanduser()
+        if not path.exists():
+            raise FileNotFoundError(f"There is no folder, zip or tar '{path.absolute()}'.")
         self.size, self.prepare = size, prepare
-        self._listing = Listing(Path(path))
+        self._listing = Listing(path)
         self.labels, self.classes = self._listing.labels, self._listing.classes
         self.left_out, self.others = self._listing.left_out, self._listing.others
         if not len(self):

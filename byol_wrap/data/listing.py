@@ -146,7 +146,7 @@ class Listing:
             elif kind.endswith(ZIPS):
                 yield from self._zip(source)
             else:
-                self._leave_out(path, "neither a folder nor a .zip or .tar")
+                self._leave_out(path, "no .zip or .tar: give the folder that it lies in")
         except (OSError, zipfile.BadZipFile, ValueError) as error:
             self._leave_out(path, f"the archive cannot be read on: {error}")
 

@@ -117,7 +117,7 @@ class Verdict:
             left.bar(places, means, 0.36, yerr=spread, capsize=4, color=colour, label=when)
         left.set_xticks(range(len(names)), [TITLES[n].replace(" ", "\n", 1) for n in names])
         left.set(ylabel="accuracy (%)", ylim=(0, 100))
-        left.legend(frameon=False)
+        figure.legend(loc="outside lower left", ncols=2, frameon=False)
         for place, name in enumerate(names):
             m = self.measures[name]
             spans = [[100 * (m.difference - m.low)], [100 * (m.high - m.difference)]]

@@ -1,13 +1,14 @@
 """What a batch must be to be taken, and the errors for what it may not be."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import index as as_index
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 SMALLEST_SIDE = 8  # pixels; the smallest crop of such an image has two
 
@@ -142,13 +143,9 @@ def check_images(images: Tensor, channels: int, device: torch.device) -> None:
 def check_batch(batch: Tensor, device: torch.device, name: str) -> None:
     """Check that ``batch`` is a tensor with entries on the net's device."""
     if not isinstance(batch, Tensor):
-        hint = (
-            "of what a loader yields, give the images: for images, labels in loader: "
-            "learner(images); two views are two arguments: learner(view1, view2)"
-            if isinstance(batch, tuple | list)
-            else "convert it, torch.as_tensor(...)"
+        raise TypeError(
+            f"{name} should be a tensor, got {type(batch).__name__}; {_way_to_tensor(batch)}."
         )
-        raise TypeError(f"{name} should be a tensor, got {type(batch).__name__}; {hint}.")
     if batch.ndim == 0 or batch.numel() == 0:
         raise ValueError(f"{name} is empty: its shape is {tuple(batch.shape)}.")
     if batch.device != device:
@@ -156,6 +153,33 @@ def check_batch(batch: Tensor, device: torch.device, name: str) -> None:
             f"{name} is on {batch.device} but the net is on {device}; move one of them: "
             f"{name}.to({str(device)!r}) or learner.to({str(batch.device)!r})."
         )
+
+
+def _way_to_tensor(batch: Any) -> str:
+    """What to give in place of what is no tensor."""
+    first = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
+    if hasattr(first, "convert") and hasattr(first, "getbands"):  # of Pillow, which may not be here
+        return (
+            "make a batch of tensors of one size, or a list of tensors: "
+            "[torchvision.transforms.functional.pil_to_tensor(image) for image in images]"
+        )
+    if hasattr(batch, "_fields"):  # a named tuple
+        return f"give its images: learner(batch.{batch._fields[0]})"
+    if isinstance(batch, tuple | list) and not isinstance(first, Tensor):
+        return "give one tensor (B, C, H, W), or a list of tensors (C, H, W)"
+    if isinstance(batch, tuple | list):
+        return (
+            "of what a loader yields, give the images: for images, labels in loader: "
+            "learner(images); two views are two arguments: learner(view1, view2)"
+        )
+    if isinstance(batch, Mapping):
+        return f"give one of its entries, which are {', '.join(map(str, list(batch)[:5]))}"
+    if isinstance(batch, DataLoader | Dataset):
+        return "give its batches, one after the other: for images in loader: learner(images)"
+    shape: Sequence[int] = getattr(batch, "shape", ())
+    if len(shape) == 4 and shape[1] not in (1, 3, 4) and shape[3] in (1, 3, 4):
+        return "convert it, with channels first: torch.as_tensor(images).permute(0, 3, 1, 2)"
+    return "convert it, torch.as_tensor(...)"
 
 
 def check_pair(view1: Tensor, view2: Tensor, device: torch.device) -> None:
