@@ -89,9 +89,9 @@ def generative(net: Library) -> list[Expert]:
             out=nn.Linear(32, 1)), 32, "out< | fc<"),
         net("discriminator, real or not and the class", lambda: Net(auxiliary, body=tower(3),
             real=nn.Linear(24, 1), kind=nn.Linear(24, 5)), 32, "body>"),
-        net("codes of a book", lambda: Net(codes, encoder=maps(), pre=nn.Conv2d(24, 16, 1),
-            quantize=Made(quantise, codes=small(20, 16) / 10), decoder=nn.Sequential(decoder(16,
-            8, 2, 2), nn.ReLU(), decoder(8, 3, 2, 2))), 32,
+        net("codes of a book", lambda: Net(codes, encoder=maps(), pre=nn.Conv2d(24, 16, 1,
+            bias=False), quantize=Made(quantise, codes=small(20, 16) / 10), decoder=nn.Sequential(
+            decoder(16, 8, 2, 2), nn.ReLU(), decoder(8, 3, 2, 2))), 32,
             "encoder>mean | pre>mean | quantize>mean | refuse"),
         net("variational, a dataclass", lambda: Net(beta, encoder=tower(3), mu=nn.Linear(24, 12),
             logvar=nn.Linear(24, 12), decoder=mlp(12, 32, 3072)), 32, "mu> | encoder> | refuse"),
@@ -162,6 +162,21 @@ def places(net: Library) -> list[Expert]:
             found.append(f.norm(x)[:, 0])
         return f.linear(torch.cat(found, 1))
 
+    def supervised(f: Any, x: Tensor) -> list[Tensor]:
+        one = f.c1(x)
+        two = f.c2(one)
+        deep = f.c3(two)
+        up2 = f.mix2(torch.cat([two, F.interpolate(deep, scale_factor=2)], 1))
+        up1 = f.mix1(torch.cat([one, F.interpolate(up2, scale_factor=2)], 1))
+        found = zip((f.out1, f.out2, f.out3), (up1, up2, deep), strict=True)
+        return [F.interpolate(out(level), x.shape[2:]) for out, level in found]
+
+    def anchors(f: Any, x: Tensor) -> dict[str, Tensor]:
+        found = [f.tower(level) for level in pyramid(f, x)]
+        kinds = [f.kinds(level).flatten(2).mT for level in found]
+        boxes = [f.boxes(level).flatten(2).mT for level in found]
+        return {"cls_logits": torch.cat(kinds, 1), "bbox_regression": torch.cat(boxes, 1)}
+
     def levels() -> dict[str, nn.Module]:
         return {"c1": block(3, 8), "c2": block(8, 16), "c3": block(16, 32)}
 
@@ -177,6 +192,12 @@ def places(net: Library) -> list[Expert]:
             **side(), fc=nn.Linear(48, 5)), 32, "fc<"),
         net("pyramid of maps by hand", lambda: Net(pyramid, **levels(), **side()), 32,
             "c3>mean | >mean@2 | refuse"),
+        net("masks at each level (deep supervision)", lambda: Net(supervised, **levels(),
+            mix2=block(48, 16, 1), mix1=block(24, 8, 1), out1=nn.Conv2d(8, 2, 1), out2=nn.Conv2d(
+            16, 2, 1), out3=nn.Conv2d(32, 2, 1)), 32, "c3>mean | refuse"),
+        net("anchors of all levels, shared heads", lambda: Net(anchors, **levels(), **side(),
+            tower=block(16, 16, 1), kinds=nn.Conv2d(16, 5, 1), boxes=nn.Conv2d(16, 4, 1)), 32,
+            "c3>mean | refuse"),
         net("columns of three depths, classified", lambda: Net(columns, **levels(), mix=block(56,
             24, 1, 1), fc=nn.Linear(24, 5)), 32, "fc<"),
         net("joints as expected places", lambda: Net(joints, body=maps(), heat=nn.Conv2d(24, 6,

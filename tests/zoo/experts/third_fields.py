@@ -54,6 +54,12 @@ def time(net: Library) -> list[Expert]:
         x = f.segment6(torch.cat([x.mean(2), x.std(2)], 1))
         return f.output(F.relu(f.segment7(F.relu(x)))), x
 
+    def slices(f: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        found = f.cnn(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        found = f.rnn(found)[0]
+        whole = (f.attention(found).softmax(1) * found).sum(1)
+        return f.slices(found), f.study(whole)
+
     def three(before: int, after: int, stride: tuple[int, int, int]) -> nn.Module:
         return nn.Sequential(nn.Conv3d(before, after, 3, stride, 1), nn.BatchNorm3d(after),
                              nn.ReLU())  # fmt: skip
@@ -68,6 +74,9 @@ def time(net: Library) -> list[Expert]:
         net("a slow and a fast stream", lambda: Net(slow_fast, slow=three(3, 24, (1, 2, 2)),
             fast=three(3, 8, (1, 2, 2)), lateral=nn.Conv3d(8, 24, (4, 1, 1), (4, 1, 1)),
             slow2=three(24, 32, (1, 2, 2)), fc=nn.Linear(40, 5)), (3, 8, 32, 32), "fc<"),
+        net("slices of a study, scores of each and of all", lambda: Net(slices, cnn=tower(3),
+            rnn=nn.GRU(24, 12, batch_first=True, bidirectional=True), attention=nn.Linear(24, 1),
+            slices=nn.Linear(24, 3), study=nn.Linear(24, 2)), (5, 3, 32, 32), "study< | refuse"),
         net("frames gated by their context", lambda: Net(best_frames, cnn=tower(3),
             context=nn.Linear(24, 24), experts=nn.Sequential(nn.Dropout(0.1), nn.Linear(48, 5))),
             (4, 3, 32, 32), "experts.1< | experts<"),

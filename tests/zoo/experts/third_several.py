@@ -101,6 +101,18 @@ def nets(net: Library) -> list[Expert]:
         left, right = x.chunk(2, 3)
         return f.gaze(torch.cat([f.eye(left), f.eye(right.flip(3))], 1))
 
+    def teacher(f: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            goal = f.teacher(x + 0.05 * torch.randn_like(x) if f.training else x)
+        return f.student(x), goal
+
+    def frozen(width: int) -> nn.Module:
+        return classifier(width).requires_grad_(False).eval()
+
+    def adapted(f: Any, x: Tensor) -> Tensor:
+        x = f.frozen(x)
+        return f.fc((x + f.up(F.relu(f.down(x)))).mean((2, 3)))
+
     three = {"a": classifier, "b": lambda: classifier(10), "c": lambda: classifier(14)}
 
     def triple(**more: nn.Module) -> dict[str, nn.Module]:
@@ -124,6 +136,13 @@ def nets(net: Library) -> list[Expert]:
             "light> | rest> | l_fc> | ab_fc> | >@0 | >@1 | ask"),
         net("left eye and right eye, one tower", lambda: Net(eyes, eye=tower(3), gaze=mlp(48, 32,
             2)), 32, "gaze< | gaze.2<"),
+        net("a student and its mean teacher", lambda: Net(teacher, student=classifier(),
+            teacher=frozen(12)), 32, "student.fc<"),
+        net("a small student of a large frozen teacher", lambda: Net(teacher,
+            student=classifier(8), teacher=frozen(20)), 32, "student.fc<"),
+        net("frozen body with an adapter", lambda: Net(adapted, frozen=maps().requires_grad_(
+            False), down=nn.Conv2d(24, 6, 1), up=nn.Conv2d(6, 24, 1), fc=nn.Linear(24, 5)), 32,
+            "fc<"),
         net("two nets, projected and added", lambda: Net(projected, a=tower(3), b=tower(3, 16, 5),
             to_a=nn.Linear(24, 32), to_b=nn.Linear(32, 32), fc=nn.Linear(32, 5)), 32, "fc<"),
         net("soft experts, and their balance", lambda: Net(soft, body=tower(3), gate=nn.Linear(24,
