@@ -3,7 +3,7 @@
 python tests/zoo/reading.py rows.jsonl              # one line of JSON a net; goes on where it was
 python tests/zoo/reading.py rows.jsonl --page       # writes READING.md of them
 ...                                    --before other.jsonl     # beside another run's counts
-...                                    --first early.jsonl      # and the second set's first run
+...                                    --first early.jsonl      # and the later sets' first runs
 """
 
 import argparse

@@ -14,7 +14,7 @@ import byol_wrap
 
 PAGE = Path(__file__).with_name("READING.md")
 OUTCOMES = ("right", "as good", "told", "silent", "error", "broken")
-SECOND = "second set"  # how its libraries' names begin
+SECOND, THIRD = "second set", "third set"  # how their libraries' names begin
 Row = dict[str, Any]
 
 
@@ -30,7 +30,7 @@ def outcome(row: Row) -> str:
 def page(rows: list[Row], before: list[Row] | None = None, first: list[Row] | None = None) -> str:
     """The page of a run's rows.
 
-    With the counts of an earlier rule's, and of the second set's first run, where they are given.
+    With the counts of an earlier rule's, and of the later sets' first runs, where they are given.
     """
     libraries = list(dict.fromkeys(row["library"] for row in rows))
     today = datetime.now(UTC).date().isoformat()
@@ -59,9 +59,10 @@ def page(rows: list[Row], before: list[Row] | None = None, first: list[Row] | No
         "told the misses of the others alone, until it was used up. The second set was written",
         "down before the rule that warns of equal candidates was run on any of it. That first run",
         "has a row of its own; the rule was mended by what it showed, so the other rows of the set",
-        "are no longer of nets that nobody had seen. Where a look into a library's code proved an",
-        "expectation wrong, a commit of its own mends it and says why (`git log --grep",
-        "'Expectation mended'`).",
+        "are no longer of nets that nobody had seen. The third set was written down before the",
+        "rule that is judged on it was there, by someone who read no rule and ran none on it.",
+        "Where a look into a library's code proved an expectation wrong, a commit of its own mends",
+        "it and says why (`git log --grep 'Expectation mended'`).",
         "",
         head,
         "",
@@ -81,21 +82,40 @@ def table(rows: list[Row], libraries: list[str], before: list[Row], first: list[
     ]
     lines += [
         counts("**all**", rows, shown, lambda _: True),
+        counts("**third set**", rows, shown, is_third),
         counts("**second set**", rows, shown, is_second),
-        counts("**first set**", rows, shown, lambda row: not is_second(row)),
-        counts("of it held back", rows, shown, lambda r: r["held_back"] and not is_second(r)),
+        counts("**first set**", rows, shown, is_first),
+        counts("of it held back", rows, shown, lambda row: row["held_back"] and is_first(row)),
     ]
-    if first:
-        lines.append(counts("second set, the first run of the rule", first, shown, is_second))
+    sets = {"third set": is_third, "second set": is_second}
+    lines += [
+        counts(f"{name}, the first run of the rule", first, shown, of)
+        for name, of in sets.items()
+        if any(map(of, first))
+    ]
     if before:
         lines.append(counts("all, by the rule before", before, shown, lambda _: True))
-        lines.append(counts("second set, by the rule before", before, shown, is_second))
+    lines += [
+        counts(f"{name}, by the rule before", before, shown, of)
+        for name, of in sets.items()
+        if any(map(of, before))
+    ]
     return "\n".join(lines)
 
 
 def is_second(row: Row) -> bool:
     """Whether the net was added when the third that was held back was used up."""
     return str(row["library"]).startswith(SECOND)
+
+
+def is_third(row: Row) -> bool:
+    """Whether the net is of the set that was held back from whoever wrote the newest rule."""
+    return str(row["library"]).startswith(THIRD)
+
+
+def is_first(row: Row) -> bool:
+    """Whether the net is of neither."""
+    return not (is_second(row) or is_third(row))
 
 
 def is_broken(row: Row) -> bool:

@@ -117,6 +117,23 @@ def test_where_an_expert_would_ask_a_warning_is_due() -> None:
     assert (row["outcome"], row["fine"]) == ("silent", False)
 
 
+def test_the_page_counts_each_set_by_itself() -> None:
+    names = ["timm", "second set, by hand", "second set, libraries", "third set, by hand"]
+    rows = [
+        {"library": name, "net": "a", "outcome": "right", "fine": True, "held_back": True,
+         "seconds": 1.0}
+        for name in names
+    ]  # fmt: skip
+    found = page(rows, before=rows[:1], first=rows[3:]).splitlines()
+    cells = [line.strip("|").split("|") for line in found if line.startswith("|")]
+    nets = {row[0].strip(" *"): row[1].strip() for row in cells}
+    counted = ("all", "first set", "of it held back", "second set", "third set")
+    assert [nets[name] for name in counted] == ["4", "1", "1", "2", "1"]
+    assert nets["third set, the first run of the rule"] == "1"
+    assert "second set, the first run of the rule" not in nets
+    assert not {"second set, by the rule before", "third set, by the rule before"} & nets.keys()
+
+
 @pytest.fixture(scope="module")
 def rows() -> Iterator[dict[str, list[reading.Row]]]:
     """The rows of each part; written when all are there."""

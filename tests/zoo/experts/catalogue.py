@@ -23,6 +23,8 @@ LIBRARIES = {
     "others": "other_nets",
     "second set, libraries": "second_nets",
     "second set, by hand": "own_nets",
+    "third set, libraries": "third_libraries",
+    "third set, by hand": "third_own",
 }
 
 
