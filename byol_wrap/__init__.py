@@ -4,16 +4,23 @@ from typing import TYPE_CHECKING, Any
 
 from byol_wrap.backbone.listing import representation_candidates
 from byol_wrap.ema import cosine_ema_decay
-from byol_wrap.evaluation import extract_features, knn_accuracy, linear_probe, linear_probe_sgd
+from byol_wrap.evaluation import (
+    Verdict,
+    extract_features,
+    knn_accuracy,
+    linear_probe,
+    linear_probe_sgd,
+    verdict,
+)
 from byol_wrap.learner import Learner
 from byol_wrap.methods.byol import BYOL
 from byol_wrap.methods.losses import byol_loss, moco_loss, nt_xent_loss, simsiam_loss
 from byol_wrap.methods.moco import MoCo
 from byol_wrap.methods.simclr import SimCLR
 from byol_wrap.methods.simsiam import SimSiam
+from byol_wrap.published import published_recipe
 from byol_wrap.recipe import TrainingRecipe, training_recipe
 from byol_wrap.training.optim import LARS, cosine_schedule, param_groups, warmup_cosine
-from byol_wrap.training.presets import PRESETS, SIBLING_PRESETS
 from byol_wrap.views import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -36,8 +43,6 @@ __all__ = [
     "IMAGENET_STD",
     "LARS",
     "MOCO_VIEW",
-    "PRESETS",
-    "SIBLING_PRESETS",
     "SIMCLR_VIEW",
     "SIMSIAM_VIEW",
     "VIEW1",
@@ -49,6 +54,7 @@ __all__ = [
     "SimCLR",
     "SimSiam",
     "TrainingRecipe",
+    "Verdict",
     "byol_loss",
     "cosine_ema_decay",
     "cosine_schedule",
@@ -60,9 +66,11 @@ __all__ = [
     "moco_loss",
     "nt_xent_loss",
     "param_groups",
+    "published_recipe",
     "representation_candidates",
     "simsiam_loss",
     "training_recipe",
+    "verdict",
     "warmup_cosine",
 ]
 

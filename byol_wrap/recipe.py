@@ -2,19 +2,20 @@
 
 import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import index
 from typing import Any, Literal
 
-import torch
 from torch import nn
-from torch.optim import SGD, AdamW
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from byol_wrap.backbone.pretrained import batch_norms, is_pretrained
 from byol_wrap.learner import Learner
 from byol_wrap.methods.byol import BYOL
-from byol_wrap.training.optim import param_groups, warmup_cosine
+from byol_wrap.training.optim import LARS, param_groups, warmup_cosine
 from byol_wrap.views import GENTLE_AREA, VIEW1, VIEW2, as_pair
 from byol_wrap.warning import warn
 
@@ -22,6 +23,12 @@ SHORT, LONG = 10_000, 100_000  # steps: up to one all is as found here, from the
 RATES = {"AdamW": 1e-3, "SGD": 0.03}  # at batches of 32
 CAREFUL = 2e-4  # AdamW's, of a net that was trained before
 WEIGHT_DECAY = {"AdamW": 1e-4, "SGD": 5e-4}
+Algorithm = Literal["AdamW", "SGD", "LARS"]
+OPTIMIZERS: dict[Algorithm, Callable[[Any, float], Optimizer]] = {
+    "AdamW": AdamW,
+    "SGD": partial(SGD, momentum=0.9),
+    "LARS": LARS,
+}
 REMIND_AFTER = 20  # steps of the optimizer in which the scheduler took none
 
 
@@ -36,21 +43,23 @@ class TrainingRecipe:
         steps: of the optimizer in the whole run.
         image_size: side, or (height, width), in pixels of the views.
         pretrained: whether the net was trained before; an argument of every ``Learner``.
-        algorithm: "AdamW", or "SGD" with momentum 0.9.
+        algorithm: "AdamW", or "SGD" or "LARS" with momentum 0.9.
         learning_rate: the highest, of the heads.
         backbone_learning_rate: the highest, of the net.
         heads_alone: for how many steps the heads learn while the net waits, its rate being 0.
         warmup_steps: over how many steps each rate rises, before it falls along a cosine.
         weight_decay: of what is no bias and no normalisation layer.
         crop_area: range of the share of an image's area that the views are cropped from.
-        moving_average_decay: tau of the first update of a target; it rises to 1 over ``steps``.
+        moving_average_decay: tau of the first update of a target.
         projection_hidden_size: of heads that the method would make wider.
+        decay_rises: whether tau rises to 1 over ``steps``, or stays.
+        predictor_rate_falls: whether the predictor's rate follows the others' cosine, or stays.
     """
 
     steps: int
     image_size: int | tuple[int, int]
     pretrained: bool
-    algorithm: Literal["AdamW", "SGD"]
+    algorithm: Algorithm
     learning_rate: float
     backbone_learning_rate: float
     heads_alone: int
@@ -59,15 +68,19 @@ class TrainingRecipe:
     crop_area: tuple[float, float]
     moving_average_decay: float
     projection_hidden_size: int
+    decay_rises: bool = True
+    predictor_rate_falls: bool = True
 
     def __post_init__(self) -> None:
         """Refuse an algorithm that is not known.
 
         Raises:
-            ValueError: it is neither "AdamW" nor "SGD".
+            ValueError: it is not one of "AdamW", "SGD" and "LARS".
         """
-        if self.algorithm not in RATES:
-            raise ValueError(f"algorithm should be 'AdamW' or 'SGD', got {self.algorithm!r}.")
+        if self.algorithm not in OPTIMIZERS:
+            raise ValueError(
+                f"algorithm should be 'AdamW', 'SGD' or 'LARS', got {self.algorithm!r}."
+            )
 
     def arguments(self, method: type[Learner] = BYOL) -> dict[str, Any]:
         """Keyword arguments for a learner: ``BYOL(net, **recipe.arguments())``.
@@ -97,14 +110,14 @@ class TrainingRecipe:
             "augment_fn2": RandomView(second, self.image_size),
             "pretrained": self.pretrained,
             "moving_average_decay": self.moving_average_decay,
-            "total_steps": self.steps,
+            "total_steps": self.steps if self.decay_rises else None,
         }
         width = takes.get("projection_hidden_size")
         if width is not None and (width.default or 0) > self.projection_hidden_size:
             given["projection_hidden_size"] = self.projection_hidden_size
         return {name: value for name, value in given.items() if name in takes}
 
-    def optimizer(self, learner: Learner) -> tuple[torch.optim.Optimizer, LambdaLR]:
+    def optimizer(self, learner: Learner) -> tuple[Optimizer, LambdaLR]:
         """What trains a learner, and the scheduler to be stepped after each of its steps.
 
         A scheduler that is not stepped is told of, once: the rates begin at 0.
@@ -112,17 +125,19 @@ class TrainingRecipe:
         if not isinstance(learner, Learner):
             raise TypeError(f"optimizer() takes a learner, got {type(learner).__name__}.")
         rates = {learner.net: self.backbone_learning_rate}
-        groups = param_groups(learner, self.weight_decay, rates=rates)
-        is_net = ["lr" in group for group in groups]
-        optimizer: torch.optim.Optimizer = (
-            AdamW(groups, self.learning_rate)
-            if self.algorithm == "AdamW"
-            else SGD(groups, self.learning_rate, momentum=0.9)
-        )
-        shares = [self._share_of_net if net else self._share_of_heads for net in is_net]
+        constant = None if self.predictor_rate_falls else getattr(learner, "predictor", None)
+        groups = param_groups(learner, self.weight_decay, constant_lr=constant, rates=rates)
+        shares = [self._share_of(group) for group in groups]
+        optimizer = OPTIMIZERS[self.algorithm](groups, self.learning_rate)
         scheduler = LambdaLR(optimizer, shares)  # type: ignore[arg-type]
         _remind(optimizer, scheduler)
         return optimizer, scheduler
+
+    def _share_of(self, group: dict[str, Any]) -> Callable[[int], float]:
+        """Which share of its highest rate a group of parameters has at a step."""
+        if group.get("constant_lr"):
+            return _whole
+        return self._share_of_net if "lr" in group else self._share_of_heads
 
     def _share_of_heads(self, step: int) -> float:
         return warmup_cosine(step, self.steps, self.warmup_steps)
@@ -134,7 +149,11 @@ class TrainingRecipe:
         return warmup_cosine(step - self.heads_alone, left, min(self.warmup_steps, left))
 
 
-def _remind(optimizer: torch.optim.Optimizer, scheduler: LambdaLR) -> None:
+def _whole(step: int) -> float:
+    return 1.0
+
+
+def _remind(optimizer: Optimizer, scheduler: LambdaLR) -> None:
     """Say that a scheduler is forgotten."""
     steps = 0
 
@@ -201,7 +220,7 @@ def training_recipe(
             f"batch_size={batch_size}."
         )
     known = is_pretrained(net) if pretrained is None else bool(pretrained)
-    algorithm: Literal["AdamW", "SGD"] = "SGD" if batch_norms(net) and not known else "AdamW"
+    algorithm: Algorithm = "SGD" if batch_norms(net) and not known else "AdamW"
     larger = math.sqrt(batch_size / 32)
     rate = RATES[algorithm] * larger
     length = min(max(math.log(steps / SHORT) / math.log(LONG / SHORT), 0.0), 1.0)

@@ -304,7 +304,7 @@ def test_what_is_no_recipe_is_refused() -> None:
             recipe.arguments(wrong)
     with pytest.raises(TypeError, match="takes a learner"):
         recipe.optimizer(net)
-    with pytest.raises(ValueError, match="'AdamW' or 'SGD'"):
+    with pytest.raises(ValueError, match="'AdamW', 'SGD' or 'LARS'"):
         replace(recipe, algorithm="Adam")
     with pytest.raises(TypeError, match=r"nn\.Module"):
         training_recipe("resnet18", 16, steps=9)

@@ -12,14 +12,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from byol_wrap import (
     BYOL,
     LARS,
-    PRESETS,
-    SIBLING_PRESETS,
+    VIEW1,
+    VIEW2,
+    Learner,
+    MoCo,
+    SimCLR,
     SimSiam,
     cosine_schedule,
     param_groups,
+    published_recipe,
     warmup_cosine,
 )
-from byol_wrap.training.presets import Preset
 
 
 @pytest.mark.parametrize("figures", FIGURES["learning_rate"])
@@ -161,35 +164,68 @@ def test_parts_have_rates_of_their_own_which_follow_the_cosine() -> None:
     assert share == [{0.5}, {0.5}, {1.0}]
 
 
-def test_presets_are_those_of_the_paper() -> None:
-    assert PRESETS[1000] == Preset(0.2, 1.5e-6, 0.996, warmup_epochs=10)
-    assert {e: (p.learning_rate, p.moving_average_decay) for e, p in PRESETS.items()} == {
-        40: (0.45, 0.97),
-        100: (0.45, 0.99),
-        300: (0.3, 0.99),
-        1000: (0.2, 0.996),
-    }
-    assert {p.weight_decay for e, p in PRESETS.items() if e < 1000} == {1e-6}
+@pytest.mark.parametrize(
+    ("epochs", "rate", "decay"),
+    [(40, 0.45, 0.97), (100, 0.45, 0.99), (300, 0.3, 0.99), (1000, 0.2, 0.996), (600, 0.2, 0.996)],
+)
+def test_the_published_recipe_of_byol_is_the_papers(epochs: int, rate: float, decay: float) -> None:
+    recipe = published_recipe(BYOL, 224, images=1_281_167, epochs=epochs, batch_size=4096)
+    assert recipe.algorithm == "LARS"
+    assert recipe.learning_rate == recipe.backbone_learning_rate == rate * 16
+    assert recipe.weight_decay == (1.5e-6 if rate == 0.2 else 1e-6)
+    assert recipe.steps == epochs * 312
+    assert recipe.warmup_steps == 10 * 312
+    arguments = recipe.arguments()
+    assert arguments["moving_average_decay"] == decay
+    assert arguments["total_steps"] == recipe.steps
+    assert arguments["augment_fn"].recipe == VIEW1
+    assert arguments["augment_fn2"].recipe == VIEW2
 
 
-def test_presets_of_the_siblings_are_those_of_their_references() -> None:
-    assert {
-        name: (
-            p.optimizer,
-            p.learning_rate,
-            p.weight_decay,
-            p.moving_average_decay,
-            p.warmup_epochs,
-        )
-        for name, p in SIBLING_PRESETS.items()
-    } == {
-        "SimSiam": ("SGD", 0.05, 1e-4, None, 0),
-        "SimCLR": ("LARS", 0.3, 1e-6, None, 10),
-        "SimCLR, CIFAR-10": ("LARS", 0.5, 1e-4, None, 10),
-        "MoCo": ("SGD", 0.03, 1e-4, 0.999, 0),
-        "MoCo, CIFAR-10": ("SGD", 0.03, 5e-4, 0.99, 0),
-    }
-    assert not any(SIBLING_PRESETS[name].rising for name in ("MoCo", "MoCo, CIFAR-10"))
+@pytest.mark.parametrize(
+    ("method", "of", "expected"),
+    [
+        (SimSiam, "ImageNet", ("SGD", 0.1, 1e-4, 0, (0.2, 1.0))),
+        (SimCLR, "ImageNet", ("LARS", 0.6, 1e-6, 20, (0.08, 1.0))),
+        (SimCLR, "CIFAR-10", ("LARS", 1.0, 1e-4, 20, (0.08, 1.0))),
+        (MoCo, "ImageNet", ("SGD", 0.06, 1e-4, 0, (0.2, 1.0))),
+        (MoCo, "CIFAR-10", ("SGD", 0.06, 5e-4, 0, (0.2, 1.0))),
+    ],
+)
+def test_published_recipes_of_the_siblings_are_those_of_their_references(
+    method: type[Learner], of: Any, expected: tuple[Any, ...]
+) -> None:
+    recipe = published_recipe(method, 32, images=1024, epochs=200, batch_size=512, of=of)
+    assert (
+        recipe.algorithm,
+        recipe.learning_rate,
+        recipe.weight_decay,
+        recipe.warmup_steps,
+        recipe.crop_area,
+    ) == expected
+    learner = method(conv_net(4), **recipe.arguments(method))
+    optimizer, scheduler = recipe.optimizer(learner)
+    assert type(optimizer).__name__ == recipe.algorithm
+    for _ in range(recipe.steps):
+        optimizer.step()
+        scheduler.step()
+    rates = {rate for rate in scheduler.get_last_lr() if rate}
+    assert rates == ({0.1} if method is SimSiam else set())  # its predictor's, to the end
+    if method is MoCo:
+        assert learner.tau == (0.99 if of == "CIFAR-10" else 0.999)
+        assert recipe.arguments(MoCo)["total_steps"] is None
+
+
+def test_what_was_not_published_is_refused() -> None:
+    options: dict[str, Any] = {"images": 1000, "epochs": 10, "batch_size": 100}
+    with pytest.raises(ValueError, match="got BYOL on 'CIFAR-10'"):
+        published_recipe(BYOL, 32, **options, of="CIFAR-10")
+    with pytest.raises(ValueError, match="got Learner on 'ImageNet'"):
+        published_recipe(Learner, 32, **options)
+    with pytest.raises(ValueError, match="got SimCLR on 'JFT'"):
+        published_recipe(SimCLR, 32, **options, of="JFT")
+    with pytest.raises(ValueError, match="images=1000"):
+        published_recipe(BYOL, 32, **options | {"batch_size": 1001})
 
 
 def test_a_part_keeps_its_rate_while_the_others_follow_the_cosine() -> None:
