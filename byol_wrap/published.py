@@ -83,10 +83,10 @@ def published_recipe(
         ValueError: nothing is known to be published of ``method``, or the images make no batch.
 
     Reference:
-        deepmind-research/byol; facebookresearch/simsiam, whose predictor's rate stays constant;
-        google-research/simclr, with 1.0 at batches of 512 on CIFAR-10; facebookresearch/moco, with
-        0.06 at batches of 512 there, and on ImageNet MoCo v2's cosine. Deviation: the optimizers
-        are without the decay of biases and normalisation layers, as only BYOL's and SimCLR's are.
+        deepmind-research/byol; facebookresearch/simsiam; google-research/simclr, with 1.0 at
+        batches of 512 on CIFAR-10; facebookresearch/moco, with 0.06 at batches of 512 there, and on
+        ImageNet MoCo v2's cosine. Deviation: biases and normalisation layers do not decay, as they
+        do not in BYOL's and SimCLR's code alone.
 
     Example:
         >>> recipe = published_recipe(BYOL, 224, images=1_281_167, epochs=300, batch_size=4096)
@@ -122,5 +122,4 @@ def published_recipe(
         moving_average_decay=row.decay,
         projection_hidden_size=4096,
         decay_rises=method is not MoCo,
-        predictor_rate_falls=method is not SimSiam,
     )

@@ -53,7 +53,6 @@ class TrainingRecipe:
         moving_average_decay: tau of the first update of a target.
         projection_hidden_size: of heads that the method would make wider.
         decay_rises: whether tau rises to 1 over ``steps``, or stays.
-        predictor_rate_falls: whether the predictor's rate follows the others' cosine, or stays.
     """
 
     steps: int
@@ -69,7 +68,6 @@ class TrainingRecipe:
     moving_average_decay: float
     projection_hidden_size: int
     decay_rises: bool = True
-    predictor_rate_falls: bool = True
 
     def __post_init__(self) -> None:
         """Refuse an algorithm that is not known.
@@ -81,6 +79,11 @@ class TrainingRecipe:
             raise ValueError(
                 f"algorithm should be 'AdamW', 'SGD' or 'LARS', got {self.algorithm!r}."
             )
+
+    def at_rate(self, learning_rate: float) -> "TrainingRecipe":
+        """The same with another highest rate of the heads; the backbone's changes in proportion."""
+        backbone = self.backbone_learning_rate * learning_rate / self.learning_rate
+        return replace(self, learning_rate=learning_rate, backbone_learning_rate=backbone)
 
     def arguments(self, method: type[Learner] = BYOL) -> dict[str, Any]:
         """Keyword arguments for a learner: ``BYOL(net, **recipe.arguments())``.
@@ -120,12 +123,14 @@ class TrainingRecipe:
     def optimizer(self, learner: Learner) -> tuple[Optimizer, LambdaLR]:
         """What trains a learner, and the scheduler to be stepped after each of its steps.
 
+        A predictor's rate stays where the method says so (``predictor_keeps_its_rate``): SimSiam.
         A scheduler that is not stepped is told of, once: the rates begin at 0.
         """
         if not isinstance(learner, Learner):
             raise TypeError(f"optimizer() takes a learner, got {type(learner).__name__}.")
         rates = {learner.net: self.backbone_learning_rate}
-        constant = None if self.predictor_rate_falls else getattr(learner, "predictor", None)
+        keeps = getattr(learner, "predictor_keeps_its_rate", False)
+        constant = learner.predictor if keeps else None
         groups = param_groups(learner, self.weight_decay, constant_lr=constant, rates=rates)
         shares = [self._share_of(group) for group in groups]
         optimizer = OPTIMIZERS[self.algorithm](groups, self.learning_rate)

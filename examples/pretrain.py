@@ -13,11 +13,12 @@ A run that goes on comes out bit for bit. Needs ``pip install "byol_wrap[pretrai
 import argparse
 import json
 import os
-import pkgutil
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -29,13 +30,12 @@ from torch.utils.data import DataLoader, Subset
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.models import get_model
 
-from byol_wrap import LARS, Learner, cosine_schedule, param_groups
+from byol_wrap import Learner, TrainingRecipe, training_recipe
 from byol_wrap.data import BatchOrder, ImageFiles, Item, Skipped, collate, held_out
 from byol_wrap.evaluation import Progress
 from byol_wrap.training.saving import Checkpoints, plain_state
 from byol_wrap.views.sheet import sheet
 
-OPTIMIZERS: Any = {"adamw": torch.optim.AdamW, "lars": LARS, "sgd": torch.optim.SGD}
 FREE = {"data", "output", "resume", "workers", "minutes", "log", "log_every"}  # may change
 SHOWN = ("loss", "knn", "std_ratio", "rank", "images_per_second", "skipped")
 
@@ -50,17 +50,21 @@ def backbone(args: argparse.Namespace) -> nn.Module:
         return get_model(name, weights="DEFAULT" if args.pretrained else None, **options)
     if ":" not in args.backbone:
         raise SystemExit(f"--backbone {home}: write timm/{home}, torchvision/{home} or MODULE:F.")
-    return pkgutil.resolve_name(args.backbone)(**options)
+    return resolve_name(args.backbone)(**options)
 
 
-def wrapped(net: nn.Module, args: argparse.Namespace, steps: int) -> Learner:
-    """The learner around it, which normalises as timm says that the network wants to be fed."""
+def wrapped(
+    net: nn.Module, args: argparse.Namespace, steps: int, at_once: int
+) -> tuple[Learner, TrainingRecipe]:
+    """The learner around it, normalised as timm says that the network wants it; the recipe."""
+    shared = {"steps": steps, "batch_size": at_once, "pretrained": args.pretrained or None}
+    recipe = replace(training_recipe(net, args.image_size, **shared), **json.loads(args.recipe))
+    recipe = recipe if args.lr is None else recipe.at_rate(args.lr)
+    method = getattr(import_module("byol_wrap"), args.method)
     own = getattr(net, "pretrained_cfg", None) or {}
-    options = {name: own[name] for name in ("mean", "std") if name in own}
-    options |= {"augment_fn": pkgutil.resolve_name(args.views)} if args.views else {}
-    options |= {"total_steps": steps} if args.method == "BYOL" else {}
-    options |= json.loads(args.method_options)
-    return getattr(import_module("byol_wrap"), args.method)(net, args.image_size, **options)
+    fed = {name: own[name] for name in ("mean", "std") if name in own}
+    fed |= {"augment_fn": resolve_name(args.views), "augment_fn2": None} if args.views else {}
+    return method(net, **recipe.arguments(method) | fed | json.loads(args.method_options)), recipe
 
 
 def shard(learner: nn.Module, mesh: Any) -> nn.Module:
@@ -101,24 +105,20 @@ class Run:
         net = backbone(args)
         if world > 1 and fabric.device.type == "cuda":
             net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-        self.learner = learner = wrapped(net, args, self.steps).to(fabric.device)
+        learner, recipe = wrapped(net, args, self.steps, self.at_once)
+        self.learner = learner.to(fabric.device)
         self.model = fabric.setup_module(learner)
-        rates = {learner.net: args.lr / 10} if args.pretrained else {}  # it knows something already
-        constant = learner.predictor if args.method == "SimSiam" else None
-        groups = param_groups(learner, args.weight_decay, constant_lr=constant, rates=rates)
-        momentum = {"momentum": 0.9} if args.optimizer == "sgd" else {}
-        optimizer = OPTIMIZERS[args.optimizer](groups, lr=args.lr, **momentum)
+        optimizer, self.scheduler = recipe.optimizer(learner)
         learner.attach(optimizer)  # the optimizer itself, before Fabric wraps it
         self.optimizer = fabric.setup_optimizers(optimizer)
-        self.scheduler = cosine_schedule(optimizer, self.steps, int(args.warmup * self.steps))
         self.skipped = Skipped()
         measured = Subset(self.files.at(args.image_size), self.held.tolist())
         self.progress = Progress(learner, lambda: self.load(measured, batch_size=args.batch_size))
         parts = {"learner": learner, "optimizer": optimizer, "scheduler": self.scheduler}
         parts |= {"skipped": self.skipped, "progress": self.progress}
-        settings = {name: value for name, value in vars(args).items() if name not in FREE}
-        settings |= {"images": self.files.fingerprint, "processes": world}
-        shared = (args.output, parts, settings, fabric.global_rank, fabric.barrier)
+        given = {name: value for name, value in vars(args).items() if name not in FREE}
+        given |= {"images": self.files.fingerprint, "processes": world}
+        shared = (args.output, parts, given, fabric.global_rank, fabric.barrier)
         self.checkpoints = Checkpoints(*shared, sharded=args.strategy == "fsdp2")
         there = self.checkpoints.whole()
         if there and not args.resume:
@@ -135,7 +135,9 @@ class Run:
         elif fabric.is_global_zero:
             name = os.environ.setdefault("WANDB_RUN_ID", args.output.name)
             self.log = import_module(args.log)
-            self.log.init(project="byol_wrap", name=name, config=settings, resume="allow")
+            self.log.init(
+                project="byol_wrap", name=name, config=given | asdict(recipe), resume="allow"
+            )
 
     def load(self, data: Any, **options: Any) -> Iterator[Item]:
         """Batches, decoded in workers and moved to the device; what is skipped is noted."""
@@ -164,7 +166,7 @@ class Run:
                     loss = self.model(images) / parts
                     self.fabric.backward(loss)
                 losses.append(loss.detach())
-            rate, ends = self.scheduler.get_last_lr()[-1], step % self.epoch == 0
+            rate, ends = self.scheduler.get_last_lr()[0], step % self.epoch == 0
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.scheduler.step()
@@ -209,7 +211,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
     add("--backbone", default="torchvision/resnet50", help="timm/NAME, torchvision/NAME, MODULE:F")
     add("--backbone-options", default="{}", help="keyword arguments for it, as JSON")
-    add("--pretrained", action="store_true", help="its pretrained weights, and a tenth of the rate")
+    add("--pretrained", action="store_true", help="its pretrained weights")
     add("--method", default="BYOL", choices=["BYOL", "SimSiam", "SimCLR", "MoCo"], help="which")
     add("--method-options", default="{}", help="keyword arguments for it, as JSON")
     add("--image-size", type=int, default=224, help="side of the views in pixels")
@@ -217,10 +219,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--epochs", type=int, default=100, help="times that each image is seen")
     add("--batch-size", type=int, default=64, help="images a forward and process")
     add("--accumulate", type=int, default=1, help="batches a step")
-    add("--optimizer", default="adamw", choices=OPTIMIZERS, help="which")
-    add("--lr", type=float, default=1e-3, help="highest rate")
-    add("--weight-decay", type=float, default=1e-4, help="of what is no bias and no norm")
-    add("--warmup", type=float, default=0.1, help="share of the run in which the rate rises")
+    add("--lr", type=float, help="highest rate of the heads; training_recipe's by default")
+    add("--recipe", default="{}", help="what else of TrainingRecipe is changed, as JSON")
     add("--held-out", type=int, default=2000, help="labelled images at most to measure with")
     add("--seed", type=int, default=0, help="of weights, order and views")
     add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="that decode, a process")

@@ -237,7 +237,7 @@ def test_a_recipe_trains_every_method(method: type[Learner]) -> None:
         moved.append(any(not torch.equal(old, new) for old, new in pairs))
     assert moved.index(True) > recipe.heads_alone - 1, "the heads learn alone first"
     assert moved[-1]
-    assert all(group["lr"] == 0 for group in optimizer.param_groups)
+    assert all(g["lr"] == 0 for g in optimizer.param_groups if not g.get("constant_lr"))
     if learner.has_target:
         assert learner.tau == 1
 
@@ -263,6 +263,18 @@ def test_rates_of_a_recipe_rise_and_fall() -> None:
     assert max(backbone) == pytest.approx(recipe.backbone_learning_rate)
     assert backbone[: recipe.heads_alone] == [0] * recipe.heads_alone
     assert heads.index(max(heads)) == recipe.warmup_steps
+
+
+def test_simsiams_predictor_keeps_its_rate() -> None:
+    learner = SimSiam(conv_net(), 16, projection_size=8, prediction_hidden_size=4)
+    optimizer, scheduler = training_recipe(learner.net, 16, steps=4).optimizer(learner)
+    for _ in range(4):
+        optimizer.step()
+        scheduler.step()
+    held = {id(p) for p in learner.predictor.parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            assert (group["lr"] > 0) == (id(parameter) in held)
 
 
 def test_a_recipe_needs_a_step() -> None:
@@ -294,6 +306,11 @@ def test_a_recipe_reaches_a_method_of_ones_own() -> None:
     assert learner._views.augment1.recipe.crop_area == (0.4, 1.0)
     assert learner.pretrained
     assert not learner.has_target
+
+
+def test_a_rate_is_changed_with_the_backbones_in_proportion() -> None:
+    recipe = training_recipe(conv_net(), 16, steps=9, pretrained=True).at_rate(0.01)
+    assert (recipe.learning_rate, recipe.backbone_learning_rate) == (0.01, pytest.approx(0.002))
 
 
 def test_what_is_no_recipe_is_refused() -> None:

@@ -37,8 +37,8 @@ class SimSiam(Learner):
 
     Reference:
         Chen and He 2021 (arXiv 2011.10566), algorithm 1, and facebookresearch/simsiam. There the
-        predictor's learning rate stays constant while the other falls along a cosine: see
-        ``param_groups``. Colour steps and crops as in ``RandomView``.
+        predictor's learning rate stays constant while the other falls along a cosine, as a
+        ``TrainingRecipe`` has it. Colour steps and crops as in ``RandomView``.
 
     Example:
         >>> import torch
@@ -48,6 +48,7 @@ class SimSiam(Learner):
     """
 
     recipes = (SIMSIAM_VIEW, SIMSIAM_VIEW)
+    predictor_keeps_its_rate = True  # section 3 of the paper
     _settled = (
         *Learner._settled,
         "projection_size",
