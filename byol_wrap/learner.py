@@ -214,9 +214,10 @@ class Learner(Following):
         Returns:
             "std_ratio": spread of the first view's representations; near 0 in a collapse. "rank":
             their effective rank (RankMe), at most min(B, D). "projection_std_ratio" (about 1 where
-            BatchNorm ends the projector: SimSiam, SimCLR), "projection_rank": of the projections.
-            "alignment": squared distance in [0, 4] between the representations of two views of an
-            image. "uniformity": in [-8, 0], the lower the more evenly images are spread. With a
+            BatchNorm ends the projector), "projection_rank", "projection_participation" (the number
+            of directions they lie along): of the projections. "alignment": squared distance in
+            [0, 4] of an image's views. "instance_accuracy": share of views nearest to the other of
+            their image. "uniformity": in [-8, 0], lower where images are more evenly spread. With a
             target, "target_distance": of its parameters from the online network's, relative;
             "tau": the decay of the next update; "updates": how many it has had.
 

@@ -194,7 +194,8 @@ def outputs(representation_spread, projection_spread=1.0, size=8):
 
 
 def steps_until_told(watch, seen, limit=1000):
-    return next((step for step in range(1, limit) if watch.collapsed(seen)), None)
+    looked = (step for step in range(1, limit) if watch.look(seen) and watch.is_collapsed)
+    return next(looked, None)
 
 
 @pytest.mark.parametrize("seen", [outputs(0.01), outputs(1.0, 0.01)])
@@ -208,23 +209,69 @@ def test_the_watch_tells_after_ten_looks_in_a_row(seen):
 def test_the_watch_gives_both_ratios():
     watch = CollapseWatch()
     for _ in range(LOOK_EVERY * (LOOKS + 1)):
-        ratios = watch.collapsed(outputs(0.01, 2.0))
-    assert ratios is not None
-    assert ratios["representations"] < 0.1 < ratios["projections"]
+        watch.look(outputs(0.01, 2.0))
+    assert watch.is_collapsed
+    assert watch.ratios["representations"] < 0.1 < watch.ratios["projections"]
 
 
 def test_one_sound_look_starts_the_count_anew():
     watch = CollapseWatch()
     for _ in range(LOOK_EVERY * LOOKS):
-        assert watch.collapsed(outputs(0.01)) is None
+        watch.look(outputs(0.01))
+        assert not watch.is_collapsed
     for _ in range(LOOK_EVERY):
-        watch.collapsed(outputs(1.0))
+        watch.look(outputs(1.0))
     assert steps_until_told(watch, outputs(0.01)) == LOOK_EVERY * (LOOKS + 1)
 
 
 @pytest.mark.parametrize("seen", [outputs(1.0), outputs(0.15, 0.15)])
 def test_the_watch_says_nothing_of_what_is_spread_out(seen):
     assert steps_until_told(CollapseWatch(), seen) is None
+
+
+def along(line, sideways, batch=32):
+    """Projections on either side of 0 along one line, and a little beside it."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(batch, 8, generator=generator)
+    noise[:, 0] = line * noise[:, 0].sign()
+    noise[:, 1:] *= sideways
+    return Outputs(noise, noise, noise)
+
+
+def narrow_after(seen, limit=1000):
+    watch = CollapseWatch()
+    steps = (step for step in range(1, limit) if watch.look(seen) and watch.is_narrow)
+    return next(steps, None)
+
+
+def test_projections_along_a_line_are_noticed_though_they_are_spread():
+    seen = along(1.0, 0.1)
+    watch = CollapseWatch()
+    for _ in range(LOOK_EVERY * (LOOKS + 1)):
+        assert not watch.is_narrow
+        watch.look(seen)
+    assert watch.is_narrow
+    assert not watch.is_collapsed
+    assert 1 < watch.participation < 1.4
+    assert min(watch.ratios.values()) > 0.15
+
+
+@pytest.mark.parametrize("seen", [along(1.0, 1.0), along(1.0, 0.5), along(1.0, 0.1, batch=15)])
+def test_what_lies_along_several_lines_or_is_few_is_not_narrow(seen):
+    assert narrow_after(seen) is None
+
+
+def test_a_learner_whose_projections_lie_along_a_line_says_so_once():
+    learner = make()
+    last = learner.online.projector[-1]
+    with torch.no_grad():
+        last.weight[1:] = 0
+    last.requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in learner.parameters() if p.requires_grad], lr=0.01)
+    _, messages = train(learner, optimizer, LOOK_EVERY * (LOOKS + 3))
+    assert len(messages) == 1
+    assert "collapsed to a line: the projections of 64 images" in messages[0]
+    assert "participation ratio 1.0" in messages[0]
 
 
 class Counting(TorchDispatchMode):
@@ -241,8 +288,8 @@ def test_between_looks_a_step_computes_nothing_for_the_watch():
     watch, seen = CollapseWatch(), outputs(1.0)
     with Counting() as counting:
         for _ in range(LOOK_EVERY - 1):
-            watch.collapsed(seen)
+            watch.look(seen)
     assert counting.calls == []
     with Counting() as counting:
-        watch.collapsed(seen)
+        watch.look(seen)
     assert counting.calls.count("std") == 2

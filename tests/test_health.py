@@ -12,6 +12,8 @@ from byol_wrap.evaluation import health
 from byol_wrap.evaluation.health import (
     alignment,
     effective_rank,
+    instance_accuracy,
+    participation_ratio,
     relative_distance,
     std_ratio,
     uniformity,
@@ -195,6 +197,42 @@ def test_nothing_is_measured_before_the_first_batch():
         small_learner().health()
 
 
+def participation_by_hand(features):
+    """From the eigenvalues, which the function does without."""
+    x = features.double().numpy()
+    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    values = np.linalg.eigvalsh(x.T @ x / len(x))
+    return values.sum() ** 2 / (values**2).sum()
+
+
+def found_by_hand(features1, features2):
+    """The share of rows that are nearest to the same row of the other, one by one."""
+    found = 0
+    for i, one in enumerate(features1):
+        cosines = [torch.cosine_similarity(one, other, dim=0).item() for other in features2]
+        found += cosines.index(max(cosines)) == i
+    return found / len(features1)
+
+
+def test_a_participation_ratio_counts_directions():
+    for features in (gaussian(40, 6), gaussian(5, 12), 3 + gaussian(40, 6)):
+        ratio = participation_ratio(features).item()
+        assert ratio == pytest.approx(participation_by_hand(features), rel=1e-4)
+    line = torch.linspace(-1, 1, 10)[:, None] * torch.ones(10, 4)
+    assert participation_ratio(line[line[:, 0] != 0]).item() == pytest.approx(1)
+
+
+def test_instances_are_found_where_views_agree():
+    features = gaussian(12, 6)
+    other = features + 0.7 * gaussian(12, 6, 1)
+    assert 0.1 < found_by_hand(features, other) < 1
+    assert instance_accuracy(features, other).item() == pytest.approx(
+        found_by_hand(features, other)
+    )
+    assert instance_accuracy(features, 5 * features).item() == 1
+    assert instance_accuracy(features, features.roll(1, 0)).item() == 0
+
+
 def test_health_measures_the_last_batch():
     learner = small_learner()
     for seed in range(3):
@@ -209,6 +247,8 @@ def test_health_measures_the_last_batch():
             "rank": pytest.approx(rank_by_hand(outputs1), rel=1e-4),
             "projection_std_ratio": pytest.approx(by_hand(projections), abs=1e-5),
             "projection_rank": pytest.approx(rank_by_hand(projections), rel=1e-4),
+            "projection_participation": pytest.approx(participation_by_hand(projections), rel=1e-4),
+            "instance_accuracy": pytest.approx(found_by_hand(outputs1, outputs2)),
             "alignment": pytest.approx(alignment(outputs1, outputs2).item(), abs=1e-5),
             "uniformity": pytest.approx(uniformity(outputs1).item(), abs=1e-5),
             "target_distance": 0,

@@ -30,10 +30,12 @@ def figures(outputs: Outputs) -> dict[str, float]:
         "rank": effective_rank(first),
         "projection_std_ratio": std_ratio(projection),
         "projection_rank": effective_rank(projection),
+        "projection_participation": participation_ratio(projection),
         "uniformity": uniformity(first),
     }
     if second is not None:
         told["alignment"] = alignment(first, second)
+        told["instance_accuracy"] = instance_accuracy(first, second)
     return {name: float(figure) for name, figure in told.items()}
 
 
@@ -87,6 +89,60 @@ def effective_rank(features: Tensor) -> Tensor:
     shares = values / values.sum().clamp(min=torch.finfo(values.dtype).tiny)
     rank: Tensor = torch.special.entr(shares).sum().exp()
     return rank * (values[0] > 0)
+
+
+@torch.no_grad()
+def participation_ratio(features: Tensor) -> Tensor:
+    """Along how many directions L2-normalised features lie: 1 where all lie along one line.
+
+    The squared sum of the eigenvalues of their second moment over the sum of their squares, which
+    is one over the mean squared cosine of all pairs, each feature with itself included. It needs no
+    decomposition, and so no wait on an accelerator; one strong direction counts for more than in
+    ``effective_rank``.
+
+    Args:
+        features: (B, D), floating.
+
+    Returns:
+        A scalar on the features' device, in float32 or wider: from 1 to min(B, D), 0
+        where all features are 0.
+
+    Reference:
+        The participation ratio of the spectrum, as in Gao et al. 2017 (bioRxiv 214262), but of the
+        second moment rather than the covariance: a common direction counts.
+
+    Example:
+        >>> round(participation_ratio(torch.eye(4)).item(), 3)
+        4.0
+    """
+    gram = _unit(features) @ _unit(features).T
+    total = gram.diagonal().mean().square()  # 1, but for features of 0
+    return total / gram.square().mean().clamp(min=torch.finfo(gram.dtype).tiny)
+
+
+@torch.no_grad()
+def instance_accuracy(features1: Tensor, features2: Tensor) -> Tensor:
+    """The share of first views whose nearest second view, by cosine, is of the same image.
+
+    Chance is 1 / B: compare like batches only.
+
+    Args:
+        features1: (B, D), floating.
+        features2: (B, D), of the other views of the same images.
+
+    Returns:
+        A scalar in [0, 1] on the features' device.
+
+    Reference:
+        The top-1 accuracy of instance discrimination, Wu et al. 2018 (arXiv 1805.01978), within a
+        batch; what SimCLR's and MoCo's codes log.
+
+    Example:
+        >>> instance_accuracy(torch.eye(4), torch.eye(4)).item()
+        1.0
+    """
+    nearest = (_unit(features1) @ _unit(features2).T).argmax(dim=1)
+    return (nearest == torch.arange(len(nearest), device=nearest.device)).float().mean()
 
 
 @torch.no_grad()

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import Optimizer
 
-from byol_wrap.evaluation.health import Outputs, std_ratio
+from byol_wrap.evaluation.health import Outputs, participation_ratio, std_ratio
 from byol_wrap.guard.later import Later
 
 # A std ratio below it is that of features which hardly tell images apart. Measured for each method:
 # "Collapse, by method" in tests/benchmarks/RESULTS.md.
 COLLAPSED = 0.1
-LOOK_EVERY = 20  # training steps between two looks at the std ratio
-LOOKS = 10  # so many collapsed looks in a row are worth a warning
+# A participation ratio below it is that of projections which lie along one line: in sound runs it
+# stayed above 2.5, where nets lost what they could tell it fell to 1.2. "Along a line" there.
+NARROW = 1.4
+LOOK_EVERY = 20  # training steps between two looks
+LOOKS = 10  # so many looks in a row that find it are worth a warning
 
 LARGEST_RATE = {"Adam": 0.01, "LARS": 10.0, "SGD": 1.0}  # by what the optimizer's name holds
 SMALLEST_TAU = 0.5
@@ -49,37 +52,53 @@ class CollapseWatch:
 
     A look at one step is copied to the host in the background, and read at a later look. Looks go
     to the projections too: BatchNorm in the heads lets them collapse, which ends all learning,
-    while the representation stays as it happens to be.
+    while the representation stays as it happens to be. Projections may also keep their spread and
+    yet lie along one line, from which there is next to nothing to learn.
+
+    Attributes:
+        not_finite: whether a look found features that were not.
+        ratios: the std ratios of "representations" and "projections" at the last look.
+        participation: of the projections, at the last look.
     """
 
     def __init__(self) -> None:
-        self.not_finite = False  # whether a look found features that were not
+        self.not_finite = False
+        self.ratios: dict[str, float] = {}
+        self.participation = math.inf
         self._steps = 0
-        self._collapsed_looks = 0
+        self._collapsed_looks = self._narrow_looks = 0
         self._look: Later | None = None
 
-    def collapsed(self, outputs: Outputs) -> dict[str, float] | None:
-        """Note what one more training step made of a batch.
+    @property
+    def is_collapsed(self) -> bool:
+        """Whether ``LOOKS`` looks in a row found one of the std ratios under ``COLLAPSED``."""
+        return self._collapsed_looks >= LOOKS
 
-        Returns:
-            The std ratio of "representations" and of "projections", where ``LOOKS`` looks in a row
-            found one of them under ``COLLAPSED``.
-        """
+    @property
+    def is_narrow(self) -> bool:
+        """Whether so many found the projections' participation ratio under ``NARROW``."""
+        return self._narrow_looks >= LOOKS
+
+    def look(self, outputs: Outputs) -> bool:
+        """Note what one more training step made of a batch; says whether a look has come."""
         self._steps += 1
-        if self._steps % LOOK_EVERY or len(outputs.representation1) < 2:
-            return None
-        ratios: list[float] = []
-        if self._look is not None and self._look.has_come:
-            ratios = self._look.read()
+        batch_size = len(outputs.representation1)
+        if self._steps % LOOK_EVERY or batch_size < 2:
+            return False
+        has_come = self._look is not None and self._look.has_come
+        if self._look is not None and has_come:
+            *ratios, self.participation = self._look.read()
             self.not_finite = not all(map(math.isfinite, ratios))
+            self.ratios = dict(zip(("representations", "projections"), ratios, strict=True))
             self._collapsed_looks = self._collapsed_looks + 1 if min(ratios) < COLLAPSED else 0
+            is_narrow = self.participation < NARROW and batch_size >= SMALLEST_BATCH
+            self._narrow_looks = self._narrow_looks + 1 if is_narrow else 0
             self._look = None
         if self._look is None:
-            kinds = (outputs.representation1, outputs.projection1)
-            self._look = Later([std_ratio(features).float() for features in kinds])
-        if not ratios or self._collapsed_looks < LOOKS:
-            return None
-        return dict(zip(("representations", "projections"), ratios, strict=True))
+            features = outputs.representation1, outputs.projection1
+            figures = [*map(std_ratio, features), participation_ratio(outputs.projection1)]
+            self._look = Later([figure.float() for figure in figures])
+        return has_come
 
 
 def likely_causes(
@@ -130,11 +149,21 @@ def likely_causes(
     ]
 
 
-def message(
-    std_ratios: dict[str, float], run: Run, steps_since_update: int, batch_size: int
-) -> str:
-    """What to say of a collapse."""
-    figures = " and ".join(f"{ratio:.3f} of the {kind}" for kind, ratio in std_ratios.items())
+def message(watch: CollapseWatch, run: Run, steps_since_update: int, batch_size: int) -> str:
+    """What to say of a collapse to a point, or to a line."""
+    looked = f"for the last {LOOKS * LOOK_EVERY} steps"
+    if watch.is_collapsed:
+        figures = " and ".join(f"{ratio:.3f} of the {kind}" for kind, ratio in watch.ratios.items())
+        found = (
+            "Training has collapsed: images are hardly told apart any more. The std ratio is "
+            f"{figures}, and one of them was under {COLLAPSED} {looked}"
+        )
+    else:
+        found = (
+            f"Training has collapsed to a line: the projections of {batch_size} images lie along "
+            f"hardly more than one direction (participation ratio {watch.participation:.2f}, under "
+            f"{NARROW} {looked}), so that next to nothing is left to predict and to learn"
+        )
     causes = likely_causes(
         steps_since_update=steps_since_update,
         tau=run.tau,
@@ -143,8 +172,6 @@ def message(
         optimizer=run.optimizer,
     )
     return (
-        f"Training has collapsed: images are hardly told apart any more. The std ratio is "
-        f"{figures}, and one of them was under {COLLAPSED} for the last {LOOKS * LOOK_EVERY} "
-        f"steps. Likely causes in this run: {'; '.join(causes)}. Start anew: weights that have "
+        f"{found}. Likely causes in this run: {'; '.join(causes)}. Start anew: weights that have "
         "collapsed do not recover."
     )

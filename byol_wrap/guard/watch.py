@@ -119,12 +119,15 @@ class Watch:
         outputs = self.outputs
         if outputs is None:
             return
-        ratios = self._collapse.collapsed(outputs)
-        if self._collapse.not_finite:
+        if self._collapse.look(outputs):
+            self._warn_of_collapse(run, len(outputs.representation1))
+
+    def _warn_of_collapse(self, run: Run, batch_size: int) -> None:
+        found = self._collapse
+        if found.not_finite:
             self._warn_of_not_finite("The features", self._steps - 1)
-        elif ratios is not None:
-            batch_size = len(outputs.representation1)
-            self.warn("collapse", message(ratios, run, self._steps_since_update, batch_size))
+        elif found.is_collapsed or found.is_narrow:
+            self.warn("collapse", message(found, run, self._steps_since_update, batch_size))
 
     def lost(self, loss: Tensor, learner: nn.Module) -> None:
         """A training step has its loss, which is looked at where that is no wait.
