@@ -13,8 +13,10 @@ from byol_wrap.guard.collapse import CollapseWatch, Run, message
 from byol_wrap.guard.drift import Drift, drift_message
 from byol_wrap.guard.gradients import GradientsWatch
 from byol_wrap.guard.inputs import check_loss
+from byol_wrap.guard.jump import JumpWatch
 from byol_wrap.guard.look import is_plain, writes
 from byol_wrap.guard.pacing import PacingWatch
+from byol_wrap.guard.still import StillWatch
 from byol_wrap.guard.trained import HEADS_MESSAGE, NET, TrainedWatch, in_no_optimizer, parts
 from byol_wrap.warning import warn
 
@@ -45,6 +47,8 @@ class Watch:
         self._gradients = GradientsWatch()
         self._pacing = PacingWatch()
         self._alike = AlikeWatch()
+        self._still = StillWatch()
+        self._jump = JumpWatch()
         self._seen: deque[tuple[Tensor, Tensor]] = deque(maxlen=8)
 
     def __reduce__(self) -> tuple[type["Watch"], tuple[()]]:
@@ -116,6 +120,10 @@ class Watch:
         updates = self._updates if run.optimizer is None else 0
         if left_out := self._trained.left_out(learner, updates):
             self.warn(*left_out)
+        if stands_still := self._still.stands_still(learner, updates):
+            self.warn("net", stands_still)
+        if jumped := self._jump.jumped(learner):
+            self.warn(*jumped)
         outputs = self.outputs
         if outputs is None:
             return
@@ -135,6 +143,7 @@ class Watch:
         check_loss(loss, trains=self._in_training)
         self._trained.follow(loss)
         self._gradients.follow(loss, learner)
+        self._still.follow(loss)
         if _is_readable(loss) and not _is_finite(loss.detach()):
             self._warn_of_not_finite("The loss", self._steps)
 
@@ -153,6 +162,7 @@ class Watch:
         """The target was moved, if there is one; ``step`` times in all where the host knows it."""
         self._steps_since_update = 0
         self._updates += 1
+        self._jump.updated()
         times, more = TOO_LONG
         if step is None or total_steps is None:
             return
