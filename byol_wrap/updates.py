@@ -51,6 +51,8 @@ class Following(Wrapper):
             self._start = self._as_it_starts()
             self._watch.wrapped(self.net)
         own = [(n, p) for n, p in self.named_parameters() if not n.startswith("online.net.")]
+        if once := self._views.drawing_once:
+            self._watch.warn("once", once)
         self._fixed = [name for name, parameter in own if not parameter.requires_grad]
 
     @property
@@ -146,8 +148,6 @@ class Following(Wrapper):
 
     def _two_views(self, images: Any, view2: Tensor | None) -> tuple[Tensor, Tensor]:
         again = is_in_backward()
-        if view2 is not None and torch.is_grad_enabled():
-            self._watch.pair(images, view2)
         if again and self._moves_on and self._has_run:
             raise RuntimeError(f"{type(self).__name__} {NOT_AGAIN}")
         self._catch_up()
@@ -158,6 +158,7 @@ class Following(Wrapper):
                 self._takes_bytes = True
         if torch.is_grad_enabled():
             self._begin_training()
+            self._watch.pair(*views, self, drawn=view2 is None and not self._views.is_own)
             self._has_run |= not again
         return views
 

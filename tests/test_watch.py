@@ -221,19 +221,6 @@ def test_no_advice_destroys_data(batch: Tensor, advice: str) -> None:
     assert advice in str(error.value)
 
 
-def test_one_view_given_twice_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("byol_wrap.guard.watch.ALIKE_BEFORE_WARNING", 3)
-    learner, view = make(), images()
-
-    def run() -> None:
-        for _ in range(4):
-            learner(view, view)
-
-    learner(view, view)
-    learner(view, view.clone())
-    warned(run, "both views were one and the same tensor")
-
-
 # The schedule
 
 

@@ -8,19 +8,24 @@ from torch import Tensor
 
 
 class Later:
-    """A few numbers, copied to the host in the background, to be read once they have come."""
+    """A few numbers, copied to the host in the background, to be read once they have come.
 
-    def __init__(self, numbers: Sequence[Tensor]) -> None:
-        self._there = list(numbers)
+    Args:
+        numbers: scalars, or a vector that nobody else writes to.
+    """
+
+    def __init__(self, numbers: Sequence[Tensor] | Tensor) -> None:
+        self._there = [numbers] if isinstance(numbers, Tensor) else list(numbers)
         self._copied: torch.cuda.Event | None = None
-        first = next(iter(numbers), None)
-        if first is not None and first.device.type != "cpu":
-            there = [
-                number.to(first.device, torch.float32, non_blocking=True) for number in numbers
-            ]
-            self._there = [torch.stack(there).to("cpu", non_blocking=first.is_cuda)]
-            if first.is_cuda:
-                self._copied = torch.cuda.current_stream(first.device).record_event()
+        first = next(iter(self._there), None)
+        if first is None or first.device.type == "cpu":
+            return
+        if not isinstance(numbers, Tensor):
+            there = [n.to(first.device, torch.float32, non_blocking=True) for n in self._there]
+            numbers = torch.stack(there)
+        self._there = [numbers.to("cpu", non_blocking=first.is_cuda)]
+        if first.is_cuda:
+            self._copied = torch.cuda.current_stream(first.device).record_event()
 
     @property
     def has_come(self) -> bool:

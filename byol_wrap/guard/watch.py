@@ -13,14 +13,16 @@ from byol_wrap.guard.collapse import CollapseWatch, Run, message
 from byol_wrap.guard.drift import Drift, drift_message
 from byol_wrap.guard.gradients import GradientsWatch
 from byol_wrap.guard.inputs import check_loss
+from byol_wrap.guard.jump import JumpWatch
 from byol_wrap.guard.look import is_plain, writes
 from byol_wrap.guard.pacing import PacingWatch
+from byol_wrap.guard.pairs import PairsWatch
+from byol_wrap.guard.still import StillWatch
 from byol_wrap.guard.trained import HEADS_MESSAGE, NET, TrainedWatch, in_no_optimizer, parts
 from byol_wrap.warning import warn
 
 STEPS_WITHOUT_UPDATE = 100  # after how many a learner says that its target stands still
 WHEN_ATTACHED = 20  # times as many, since an attached optimizer may add up many batches to a step
-ALIKE_BEFORE_WARNING = 30  # pairs of one view with itself
 TOO_LONG = 1.1, 10  # times total_steps, and steps: more than a run that was miscounted a little
 
 
@@ -37,7 +39,6 @@ class Watch:
         self._steps_since_update = 0
         self._updates = 0
         self._in_training = False
-        self._pairs_alike = 0  # in a row
         self._eval_writes: int | None = None  # of the net's, when a step in eval mode began
         self._collapse = CollapseWatch()
         self._drift = Drift()
@@ -45,6 +46,10 @@ class Watch:
         self._gradients = GradientsWatch()
         self._pacing = PacingWatch()
         self._alike = AlikeWatch()
+        self._still = StillWatch()
+        self._jump = JumpWatch()
+        self._pairs = PairsWatch()
+        self._key: Tensor | None = None
         self._seen: deque[tuple[Tensor, Tensor]] = deque(maxlen=8)
 
     def __reduce__(self) -> tuple[type["Watch"], tuple[()]]:
@@ -61,6 +66,7 @@ class Watch:
     def forget_batch(self) -> None:
         """A new batch begins."""
         self._seen.clear()
+        self._key = None
 
     def saw(self, representation: Tensor, projection: Tensor) -> None:
         """Note what the online network makes of one view of a batch."""
@@ -74,16 +80,18 @@ class Watch:
         representation2 = self._seen[1][0] if len(self._seen) > 1 else None
         return Outputs(self._seen[0][0], representation2, self._seen[0][1])
 
-    def pair(self, view1: object, view2: object) -> None:
-        """Two views of one's own are to be trained on."""
-        self._pairs_alike = self._pairs_alike + 1 if view1 is view2 else 0
-        if self._pairs_alike == ALIKE_BEFORE_WARNING:
-            self.warn(
-                "alike",
-                f"For {ALIKE_BEFORE_WARNING} steps both views were one and the same tensor, so "
-                "there is nothing to learn from. Two views are fed as they are: give images alone, "
-                "learner(images), of which views are made, or two different views.",
-            )
+    def saw_key(self, key: Tensor) -> None:
+        """Note what a target makes of the second view, where that is all that is made of it."""
+        self._key = key.detach()
+
+    def pair(self, view1: Tensor, view2: Tensor, learner: nn.Module, *, drawn: bool) -> None:
+        """Two views are to be trained on; ``drawn`` by this package's own pipelines."""
+        if same := self._pairs.is_same(view1, view2):
+            self.warn("alike", same)
+        if drawn and (repeated := self._pairs.is_repeated()):
+            self.warn("repeated", repeated)
+        if few := self._pairs.are_few(len(view1), learner):
+            self.warn("few", few)
 
     # What happens in training
 
@@ -116,9 +124,19 @@ class Watch:
         updates = self._updates if run.optimizer is None else 0
         if left_out := self._trained.left_out(learner, updates):
             self.warn(*left_out)
+        if stands_still := self._still.stands_still(learner, updates):
+            self.warn("net", stands_still)
+        if jumped := self._jump.jumped(learner):
+            self.warn(*jumped)
         outputs = self.outputs
         if outputs is None:
             return
+        both = outputs.representation1, outputs.representation2
+        if self._key is not None:
+            both = outputs.projection1, self._key
+        strangers = self._pairs.are_strangers(*both)
+        if strangers and "collapse" not in self._warned:
+            self.warn("strangers", strangers)
         if self._collapse.look(outputs):
             self._warn_of_collapse(run, len(outputs.representation1))
 
@@ -138,6 +156,7 @@ class Watch:
         check_loss(loss, trains=self._in_training)
         self._trained.follow(loss)
         self._gradients.follow(loss, learner)
+        self._still.follow(loss)
         if _is_readable(loss) and not _is_finite(loss.detach()):
             self._warn_of_not_finite("The loss", self._steps)
 
@@ -156,6 +175,7 @@ class Watch:
         """The target was moved, if there is one; ``step`` times in all where the host knows it."""
         self._steps_since_update = 0
         self._updates += 1
+        self._jump.updated()
         times, more = TOO_LONG
         if step is None or total_steps is None:
             return

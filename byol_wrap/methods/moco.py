@@ -140,6 +140,7 @@ class MoCo(Learner):
             return direction1 + direction2
         self.check_room(len(view2))
         key = self.keys(view2)
+        self._watch.saw_key(key)
         return moco_loss(self.project(view1), key, self.enqueue(key), self.temperature)
 
     def directions(self, view1: Tensor, view2: Tensor) -> Iterator[Tensor]:

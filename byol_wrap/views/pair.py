@@ -1,7 +1,7 @@
 """Two views of a batch, and what images are that are not augmented: one preparation for both."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property, partial
 from typing import Any
 
@@ -14,6 +14,13 @@ from byol_wrap.views.recipes import VIEW1, VIEW2, Recipe, gentle
 from byol_wrap.views.taken import checked
 
 Augment = Callable[[Any], Tensor]
+
+DRAWING = ("Random", "ColorJitter", "GaussianBlur", "Elastic", "AutoAug", "RandAug", "TrivialAug")
+ONCE_MESSAGE = (
+    "augment_fn holds torchvision's {}, which draws once for a whole batch, so that all images of "
+    "it are treated alike. RandomView and kornia's augmentations draw for each image, and so does "
+    "lambda images: torch.stack([augment(image) for image in images])."
+)
 
 
 class Views:
@@ -67,6 +74,12 @@ class Views:
     @normalize.setter
     def normalize(self, normalize: Augment | None) -> None:
         self._normalize = normalize
+
+    @property
+    def drawing_once(self) -> str:
+        """What to say of pipelines that treat all images of a batch alike; "" of others."""
+        name = next(filter(None, map(draws_once, self._given)), "")
+        return name and ONCE_MESSAGE.format(name)
 
     @cached_property
     def normalizes_itself(self) -> bool:
@@ -180,6 +193,22 @@ def normalizes(augment: object) -> bool:
     """Whether a pipeline holds a ``Normalize``, of kornia, of torchvision, or derived from one."""
     kinds = (kind for part in _parts(augment, set()) for kind in type(part).__mro__)
     return any(kind.__name__ == "Normalize" for kind in kinds)
+
+
+def draws_once(augment: object) -> str:
+    """The step of torchvision's in a pipeline that draws once for all images of a batch; or "".
+
+    Only of what is handed the batch whole: torchvision's own, or such in a ``Sequential``.
+    """
+    kind = type(augment)
+    if isinstance(augment, nn.Sequential):
+        return next(filter(None, map(draws_once, augment)), "")
+    if not kind.__module__.startswith("torchvision.transforms"):
+        return ""
+    if kind.__name__.startswith(DRAWING):
+        return kind.__name__
+    held = getattr(augment, "transforms", ())
+    return next(filter(None, map(draws_once, held if isinstance(held, Iterable) else ())), "")
 
 
 def _parts(augment: object, seen: set[int]) -> list[object]:
