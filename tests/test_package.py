@@ -15,7 +15,7 @@ import byol_wrap
 
 ROOT = Path(__file__).parents[1]
 NEEDS = {"torch", "torchvision", "kornia"}
-FLOOR = ("torch==2.5.1", "torchvision==0.20.1", "kornia==0.9.0")
+FLOOR = ("torch==2.5.1", "torchvision==0.20.1", "kornia==0.9.0", "transformers<5")  # 5: torch 2.6
 
 
 def run(*command: object, folder: Path, seconds: float = 60, **environment: str) -> str:
