@@ -226,6 +226,122 @@ def test_what_is_not_known_to_be_features_is_told_once(name: str) -> None:
     assert "hidden_layer=" in str(told[0].message)
 
 
+class Scaled(nn.Module):
+    """A net that prepares its images itself."""
+
+    def __init__(self, prepare: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.prepare, self.body = prepare, conv_net(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self.prepare(x))
+
+
+PREPARED: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    "for 0 to 255": (lambda x: (x - 120) / 58, 1 / 255),
+    "normalised": (lambda x: (x - 0.45) / 0.225, 1.0),
+    "to -1 to 1": (lambda x: 2 * x - 1, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", PREPARED)
+def test_a_net_that_normalises_once_more_is_told_what_to_give(name: str) -> None:
+    prepare, std = PREPARED[name]
+    images = torch.rand(4, *IMAGE)
+    learner = wrap(Scaled(prepare))
+    with pytest.warns(UserWarning, match="scales what it is fed itself.*std=") as told:
+        learner(images)
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learner(images)
+        wrap(Scaled(prepare), mean=(0, 0, 0), std=(std,) * 3)(images)
+
+
+def test_a_net_that_goes_on_from_normalised_images_is_not_told() -> None:
+    """As torchvision's GoogLeNet with its weights."""
+    wrap(Scaled(lambda x: 0.45 * x - 0.06))(torch.rand(4, *IMAGE))
+
+
+def test_images_mixed_before_the_first_layer_are_told() -> None:
+    with pytest.warns(UserWarning, match="mixes the images of a batch"):
+        wrap(Scaled(lambda x: 0.8 * x + 0.2 * x.flip(0)))
+
+
+class Masked(nn.Module):
+    """Of its patches it keeps some that it draws."""
+
+    def __init__(self, always: bool = True) -> None:
+        super().__init__()
+        self.patch, self.norm, self.always = nn.Conv2d(3, 12, 8, 8), nn.LayerNorm(12), always
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patch(x).flatten(2).transpose(1, 2)
+        order = torch.rand(tokens.shape[:2]) if self.always or self.training else tokens.mean(2)
+        kept = order.argsort(1)[:, :4, None].expand(-1, -1, 12)
+        return self.norm(tokens.gather(1, kept))
+
+
+def test_tokens_that_are_drawn_in_eval_mode_are_told() -> None:
+    with pytest.warns(UserWarning, match="another in each call"):
+        wrap(Masked())
+    wrap(Masked(always=False))
+
+
+class Answer:
+    """What some nets return: an object of no known kind."""
+
+    def __init__(self, **held: Tensor) -> None:
+        self.__dict__.update(held)
+
+
+def test_an_object_that_holds_scores_is_looked_into() -> None:
+    net = Function(lambda net, x: Answer(logits=net.fc(net.body(x))), body=conv_net(12), fc=fc(12))
+    check(net, IMAGE, ("fc", "input", same))
+
+
+def with_label(net: nn.Module) -> nn.Module:
+    def forward(x: Tensor, label: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    net.forward = forward  # type: ignore[method-assign]
+    return net
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "images and their mirror images as one batch": (
+        lambda: Function(
+            lambda net, x: (
+                net.fc(net.body(torch.cat([x, x.flip(3)]))).unflatten(0, (2, -1)).mean(0)
+            ),
+            body=conv_net(12),
+            fc=fc(12),
+        ),
+        "No layer gives an entry for each image.*wrap the part",
+    ),
+    "steps first": (
+        lambda: Function(
+            lambda net, x: net.fc(net.body(x).flatten(2).permute(2, 0, 1)),
+            body=encoder(),
+            fc=fc(16),
+        ),
+        r"There are .*hidden_layer='body' \(B, 16, 8, 8\)",
+    ),
+    "channels last": (
+        lambda: Function(lambda net, x: net.body(x.permute(0, 3, 1, 2)), body=conv_net(12)),
+        r"takes \(B, H, W, C\): wrap it in a module whose forward",
+    ),
+    "labels, too": (lambda: with_label(conv_net(12)), "takes images alone"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_says_what_to_do(name: str) -> None:
+    build, words = REFUSED[name]
+    with pytest.raises(ValueError, match=words):
+        wrap(build())
+
+
 KNOWN: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "a norm": lambda net, x: net.norm(net.body(x).mean((2, 3))),
     "a gate": lambda net, x: (lambda y: y * y.mean((2, 3), keepdim=True).sigmoid())(net.body(x)),

@@ -161,6 +161,18 @@ def doubt(record: Record, sample: Tensor, found: Found, also: str, trainable: se
     )
 
 
+def what_there_is(record: Record, sample: Tensor) -> str:
+    """Which layers can be chosen where the rule finds nothing, the last first."""
+    rows = [row for row in candidates(record, sample, None) if row.name and row.share]
+    if not rows:
+        return (
+            "No layer gives an entry for each image, at one call alone: wrap the part of the net "
+            "that sees each image once."
+        )
+    last = sorted(rows, key=lambda row: (-row.share, -row.size))[:NAMED]
+    return f"There are {'; '.join(map(str, last))}."
+
+
 def _names(record: Record, sample: Tensor, found: Found) -> set[str]:
     """The layers that give what may be wanted instead."""
     chooser = Chooser(record, sample)

@@ -22,7 +22,8 @@ GIVES_FEATURES_WITHIN = ("Rnn", "Lstm", "Gru", "MaxPool", "ScaledDotProduct", "F
 REDUCES = ("Mean", "Sum", "Max", "Amax", "Logsumexp")
 PASSES = frozenset((*RESHAPES.split(), *REDUCES, "NativeDropout", "Div", "CopySlices"))
 PASSES_WITHIN = ("AvgPool", "Pad")
-MIXES = ("Index", "IndexSelect", "Flip", "Roll")
+MIXES = "the net mixes the images of a batch on the way to it, as mixup does"
+REORDERS = ("Index", "IndexSelect", "Flip", "Roll")
 
 
 def uncertainty(measure: Measure, tap: Tap, ends: Sequence[Edge], trainable: set[str]) -> str:
@@ -106,8 +107,8 @@ def _is_one_of_several(record: Record, tap: Tap) -> str:
 def _mixes_images(record: Record, place: Edge) -> str:
     """Whether images of a batch come into each other's values, in another order."""
     for node in ancestors(place):
-        if kind(node) in MIXES and _reorders(node, record.batch):
-            return "the net mixes the images of a batch on the way to it, as mixup does"
+        if kind(node) in REORDERS and _reorders(node, record.batch):
+            return MIXES
     return ""
 
 

@@ -1,7 +1,7 @@
 """Chooses the value of a forward that represents an image: the rule."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import is_dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from byol_wrap.backbone.before import Before
 from byol_wrap.backbone.bottleneck import find_bottleneck
@@ -11,7 +11,7 @@ from byol_wrap.backbone.graph import Edge, ancestors, kind, shape_of, tokens_in_
 from byol_wrap.backbone.measuring import is_pyramid
 from byol_wrap.backbone.pyramid import level_before_extras, without_extras
 from byol_wrap.backbone.recording import Value
-from byol_wrap.backbone.representation import MAIN_FIELDS, main_tensor
+from byol_wrap.backbone.representation import MAIN_FIELDS, fields_of, main_tensor
 from byol_wrap.backbone.rivals import rivals
 from byol_wrap.backbone.taps import Choice
 
@@ -113,7 +113,7 @@ class Chooser(Before):
             for value in self.record.net_outputs
             if value.place and value.tensor.ndim > 1 and len(value.tensor) == self.record.batch
         ]
-        if isinstance(output, Mapping) or (is_dataclass(output) and not isinstance(output, type)):
+        if fields_of(output) is not None:
             names = {value.part[0] for value in usable if len(value.part) == 1}
             if names & set(MAIN_FIELDS):
                 main = [value for value in usable if value.tensor is main_tensor(output)]

@@ -1,9 +1,9 @@
 """Runs a net once, and writes down which layers are called, with what, and what they give."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from byol_wrap.backbone.graph import Edge, Graph, ancestors, edge
-from byol_wrap.backbone.representation import Part, main_tensor
+from byol_wrap.backbone.representation import Part, fields_of, main_tensor
 
 Side = Literal["input", "output"]
 
@@ -142,10 +142,9 @@ def tensors(output: Any, part: Part = ()) -> Iterator[tuple[Part, Tensor]]:
             yield part, output
         return
     items: Any = ()
-    if isinstance(output, Mapping):
-        items = output.items()
-    elif is_dataclass(output) and not isinstance(output, type):
-        items = [(f.name, getattr(output, f.name)) for f in fields(output)]
+    held = fields_of(output)
+    if held is not None:
+        items = held.items()
     elif isinstance(output, list | tuple):
         items = enumerate(output)
     for key, value in items:
