@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
+from torch.autograd.function import BackwardCFunction
 
 from byol_wrap.backbone.branches import is_picked
 from byol_wrap.backbone.classifier import ACTIVATIONS, NORMS, RESHAPES, heads_of
@@ -16,11 +17,11 @@ from byol_wrap.backbone.recording import Call, Record, Value
 from byol_wrap.backbone.taps import Tap
 
 _LEARNED = "Convolution Addmm Mm Linear NativeLayerNorm NativeGroupNorm FusedRmsNorm CudnnRnn"
-_JOINED = "Add Addcmul Sub Mul Bmm Pow Sqrt Abs PreluKernel Relu6 Hardsigmoid"
+_JOINED = "Add Addcmul Sub Lerp Mul Bmm Pow Sqrt Abs PreluKernel Relu6 Hardsigmoid"
 GIVES_FEATURES = ACTIVATIONS | frozenset((*NORMS, *_LEARNED.split(), *_JOINED.split()))
-GIVES_FEATURES_WITHIN = ("Rnn", "Lstm", "Gru", "MaxPool", "ScaledDotProduct", "Function")
+GIVES_FEATURES_WITHIN = ("Rnn", "Lstm", "Gru", "MaxPool", "ScaledDotProduct", "Checkpoint")
 REDUCES = ("Mean", "Sum", "Max", "Amax", "Logsumexp")
-PASSES = frozenset((*RESHAPES.split(), *REDUCES, "NativeDropout", "Div", "CopySlices"))
+PASSES = frozenset((*RESHAPES.split(), *REDUCES, "NativeDropout", "Div", "Where", "CopySlices"))
 PASSES_WITHIN = ("AvgPool", "Pad")
 MIXES = "the net mixes the images of a batch on the way to it, as mixup does"
 REORDERS = ("Index", "IndexSelect", "Flip", "Roll")
@@ -83,6 +84,7 @@ def _last_step(place: Edge, is_output: bool) -> str:
         ):
             return ""
         passes = name in PASSES or any(word in name for word in PASSES_WITHIN)
+        passes |= isinstance(node, BackwardCFunction)  # an activation of the net's own, mostly
         if passes and not (name in REDUCES and _reduces_channels(node)):
             nodes += [parent for parent, _ in parents(node)]
         elif not hasattr(node, "variable"):
