@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import Function, conv_net
-from test_reading import IMAGE, Oracle, block, check, encoder, mean, same, wrap
+from nets import Function, block, conv_net, encoder
+from oracles import IMAGE, Oracle, check, mean, same, wrap
 from torch import Tensor, nn
 
 CLASSES = 40
