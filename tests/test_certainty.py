@@ -101,6 +101,17 @@ def fc(reads: int, kernel: bool = False) -> nn.Module:
     return nn.Conv2d(reads, CLASSES, 1) if kernel else nn.Linear(reads, CLASSES)
 
 
+class OwnLinear(nn.Module):
+    """A Linear that is no ``nn.Linear``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(CLASSES, 12)), nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
 READ: dict[str, tuple[Callable[[], nn.Module], Oracle]] = {
     "a classifier that runs often behind dropout": (
         lambda: Function(dropped_often, body=encoder(), drop=nn.Dropout(0.2), fc=fc(16)),
@@ -110,6 +121,10 @@ READ: dict[str, tuple[Callable[[], nn.Module], Oracle]] = {
     "an expert for the batch": (lambda: Experts(False), ("body", "output", mean)),
     "experts of one layer": (lambda: Experts(False, False), ("body", "output", mean)),
     "queries of classes": (Queries, ("attend", "output", lambda out: out[0].mean(1))),
+    "a Linear of the net's own": (
+        lambda: Function(lambda net, x: net.fc(net.body(x)), body=conv_net(12), fc=OwnLinear()),
+        ("body", "output", same),
+    ),
     "a number for each image": (
         lambda: Function(
             lambda net, x: net.fc(net.body(x)).squeeze(1), body=conv_net(12), fc=nn.Linear(12, 1)
@@ -177,7 +192,13 @@ TOLD: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Function(
             projected, body=conv_net(12), head=head(nn.Linear(12, 12), nn.ReLU(), fc(12))
         ),
-        r"the input of layer 'head.0', .* vectors of length 1.*hidden_layer=''",
+        r"the input of layer 'head.0', .* vectors that it normalises.*hidden_layer=''",
+    ),
+    "a projection head that ends in a norm": (
+        lambda: nn.Sequential(
+            conv_net(12), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 16), nn.BatchNorm1d(16)
+        ),
+        r"the input of layer '1', .* vectors that it normalises.*hidden_layer='4'",
     ),
     "mixup within": (
         lambda: Function(mixed, body=conv_net(12), fc=fc(12)),
@@ -198,6 +219,22 @@ TOLD: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "scores of a block that is repeated": (
         lambda: Function(repeated, stem=block(3, 12), again=block(12, 12, 1), fc=fc(12)),
         "layer 'fc', which runs 3 times",
+    ),
+    "a convolution with a parameter": (
+        lambda: Function(
+            lambda net, x: F.conv2d(net.body(x), net.weights["all"][:, :, None, None]).mean((2, 3)),
+            body=encoder(),
+            weights=nn.ParameterDict({"all": torch.randn(CLASSES, 16)}),
+        ),
+        "its last step, Convolution",
+    ),
+    "images compared with each other": (
+        lambda: Function(
+            lambda net, x: net.fc((lambda y: (y @ y.t()).softmax(1) @ y)(net.body(x))),
+            body=conv_net(12),
+            fc=fc(12),
+        ),
+        "mixes the images of a batch",
     ),
     "one of several nets": (
         lambda: Function(

@@ -3,13 +3,23 @@
 from collections.abc import Sequence
 
 from byol_wrap.backbone.branches import branch_of, is_picked
-from byol_wrap.backbone.classifier import CONVOLUTIONS, MANY, Head, heads_of, is_mixing, trunk_of
+from byol_wrap.backbone.classifier import (
+    CONVOLUTIONS,
+    MANY,
+    NORMS,
+    Head,
+    heads_of,
+    is_mixing,
+    layers_of,
+    trunk_of,
+)
 from byol_wrap.backbone.graph import Edge, ancestors, kind, parents, shape_of
 from byol_wrap.backbone.measuring import VIEWS, width
-from byol_wrap.backbone.recording import Value
+from byol_wrap.backbone.recording import Call, Value
 from byol_wrap.backbone.rivals import SHARED
 from byol_wrap.backbone.taps import Tap, Taps
 
+NORMALIZES = ("Div", "Expand", *NORMS)
 SCALED = ("Div", "Mul", "T", "NativeDropout", *VIEWS)
 
 
@@ -48,22 +58,43 @@ class Before(Taps):
         """Where what a head reads can be taken in each forward."""
         own = []
         call = head.call
+        if call is None:
+            call = self._giving(head)
         if call is not None and call.input is not None and self.record.times[call.name] == 1:
             own = [Tap(call.name, "input", None, call.input)]
         place, taps = head.reads, self.taps(head.reads)
-        through = ("Div", *VIEWS) if call is not None or head.is_projection else SCALED
+        through = ("Div", *VIEWS) if head.call or head.is_projection else SCALED
         while not (own or taps) and kind(place[0]) in through:  # as to a length of 1
             place = max(parents(place[0]), key=self.mass)
             taps = self.taps(place)
         return [tap for tap in own + taps if not is_picked(self.record, tap.layer)]
 
+    def _giving(self, head: Head) -> Call | None:
+        """The layer of another kind that multiplies what it reads itself."""
+        return next(
+            (
+                call
+                for call in self.record.calls
+                if call.input and call.input.place == head.reads and call.outputs
+                if call.outputs[0].place and call.outputs[0].place[0] is head.gives
+            ),
+            None,
+        )
+
     def is_direct(self, head: Head) -> bool:
         """Whether what a head reads can be taken, with an entry for each image."""
         return any(len(tap.value.tensor) == self.record.batch for tap in self.before(head))
 
-    def before_projection(self, head: Head) -> list[Tap]:
-        """What the first layer of a head of several reads, where that is a vector."""
-        place = trunk_of(self.record, head)
+    def before_projection(self, value: Value) -> list[Tap]:
+        """What the first of several layers reads that make vectors of vectors, normalised at last.
+
+        Empty where it is a single layer, or no norm is behind them.
+        """
+        node = value.place[0] if value.place else None
+        while node is not None and kind(node) in NORMALIZES and parents(node):
+            node = max(parents(node), key=self.mass)[0]
+        head = layers_of(self.record).get(node) if value.place and node != value.place[0] else None
+        place = None if head is None else trunk_of(self.record, head)
         return [] if place is None or len(shape_of(*place)) != 2 else self._read_at(place)
 
     def shared(self, heads: Sequence[Head]) -> list[Tap]:

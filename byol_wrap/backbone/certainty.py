@@ -10,7 +10,7 @@ from torch import nn
 from torch.autograd.function import BackwardCFunction
 
 from byol_wrap.backbone.branches import is_picked
-from byol_wrap.backbone.classifier import ACTIVATIONS, NORMS, RESHAPES, heads_of
+from byol_wrap.backbone.classifier import ACTIVATIONS, NORMS, RESHAPES, Head, heads_of, is_attended
 from byol_wrap.backbone.graph import Edge, ancestors, channel_dim, dims, kind, parents, shape_of
 from byol_wrap.backbone.measuring import Measure
 from byol_wrap.backbone.recording import Call, Record, Value
@@ -20,6 +20,7 @@ _LEARNED = "Convolution Addmm Mm Linear NativeLayerNorm NativeGroupNorm FusedRms
 _JOINED = "Add Addcmul Sub Lerp Mul Bmm Pow Sqrt Abs PreluKernel Relu6 Hardsigmoid"
 GIVES_FEATURES = ACTIVATIONS | frozenset((*NORMS, *_LEARNED.split(), *_JOINED.split()))
 GIVES_FEATURES_WITHIN = ("Rnn", "Lstm", "Gru", "MaxPool", "ScaledDotProduct", "Checkpoint")
+SCALES = ("Add", "Sub", "Mul", "Div", "Addcmul", "Lerp")
 REDUCES = ("Mean", "Sum", "Max", "Amax", "Logsumexp")
 PASSES = frozenset((*RESHAPES.split(), *REDUCES, "NativeDropout", "Div", "Where", "CopySlices"))
 PASSES_WITHIN = ("AvgPool", "Pad")
@@ -41,7 +42,7 @@ def uncertainty(measure: Measure, tap: Tap, ends: Sequence[Edge], trainable: set
         return ""
     return (
         (_are_scores(measure, value) if tap.layer == "" else "")
-        or _last_step(value.place, value.tensor.ndim == 2 and not ends)
+        or _last_step(record, value.place, value.tensor.ndim == 2 and not ends)
         or _is_one_of_several(record, tap)
         or _mixes_images(record, value.place)
         or _is_cut_off(record, value.place, trainable)
@@ -56,11 +57,17 @@ def _are_scores(measure: Measure, value: Value) -> str:
     if not heads or is_backbone or measure.positions(value) > 1 or is_embedding(value):
         return ""
     if all(head.is_projection for head in heads):
-        wider = all(shape_of(head.gives)[-1] > shape_of(*head.reads)[-1] for head in heads)
-        return "its numbers are a product with a parameter: they may be scores" if wider else ""
+        is_plain = any(map(_is_projected, heads))
+        return "" if is_plain else "its numbers are a product with a parameter: they may be scores"
     names = dict.fromkeys(head.call.name for head in heads if head.call)
     often = [f"layer {name!r}, which runs {record.times[name]} times" for name in names]
     return f"its numbers may be scores of {' and '.join(often[:2]) or 'a product'}"
+
+
+def _is_projected(head: Head) -> bool:
+    """Whether a product is known to end an embedding: without a bias, or of an attention."""
+    wider = shape_of(head.gives)[-1] > shape_of(*head.reads)[-1]
+    return is_attended(head.reads) or not (wider or kind(head.gives) == "Addmm")
 
 
 def is_embedding(value: Value) -> bool:
@@ -69,9 +76,10 @@ def is_embedding(value: Value) -> bool:
     return vectors.ndim == 2 and bool(((vectors.norm(dim=1) - 1).abs() < 1e-3).all())
 
 
-def _last_step(place: Edge, is_output: bool) -> str:
+def _last_step(record: Record, place: Edge, is_output: bool) -> str:
     """Whether no last step of a value, but for what reshapes and pools, is known for features."""
     nodes, seen, last = [place[0]], set(), []
+    layers = {v.place[0] for call in record.calls for v in call.outputs if call.name and v.place}
     while nodes:
         node = nodes.pop()
         name = kind(node)
@@ -79,6 +87,11 @@ def _last_step(place: Edge, is_output: bool) -> str:
             continue
         seen.add(node)
         is_product = name.endswith("Bmm") and is_output
+        made_of = [parent for parent, _ in parents(node) if not hasattr(parent, "variable")]
+        if name in SCALES and len(made_of) == 1:  # with a number, or a parameter
+            nodes += made_of
+            continue
+        is_product |= name == "Convolution" and is_output and node not in layers
         if not is_product and (
             name in GIVES_FEATURES or any(word in name for word in GIVES_FEATURES_WITHIN)
         ):
@@ -86,7 +99,7 @@ def _last_step(place: Edge, is_output: bool) -> str:
         passes = name in PASSES or any(word in name for word in PASSES_WITHIN)
         passes |= isinstance(node, BackwardCFunction)  # an activation of the net's own, mostly
         if passes and not (name in REDUCES and _reduces_channels(node)):
-            nodes += [parent for parent, _ in parents(node)]
+            nodes += made_of
         elif not hasattr(node, "variable"):
             last.append(name)
     if not last:
@@ -111,7 +124,16 @@ def _mixes_images(record: Record, place: Edge) -> str:
     for node in ancestors(place):
         if kind(node) in REORDERS and _reorders(node, record.batch):
             return MIXES
+        if kind(node) == "Mm" and _compares(record, node):
+            return MIXES
     return ""
+
+
+def _compares(record: Record, node: Any) -> bool:
+    """Whether it multiplies images with images."""
+    factors = parents(node)
+    is_square = shape_of(node) == (record.batch, record.batch) and len(factors) == 2
+    return is_square and all(record.depends_on_images(factor) for factor, _ in factors)
 
 
 def _reorders(node: Any, batch: int) -> bool:

@@ -34,13 +34,10 @@ class Chooser(Before):
             )
         items = [v for v in outputs if v.tensor.ndim == 2] if is_pyramid(self, outputs) else outputs
         ends = [(v, heads) for v in items if (heads := self._ends(v, outputs))]
-        if (
-            ends
-            and len(outputs) == 1
-            and outputs[0].tensor.shape[-1] >= FEW
-            and is_embedding(outputs[0])
-        ):
-            return self._embedding(outputs[0], ends[0][1])
+        if len(outputs) == 1 and outputs[0].tensor.ndim == 2:
+            projected = self._projected(outputs[0])
+            if projected:
+                return projected
         if ends:
             return self._given_beside(ends, outputs) or self._before_classifier(ends)
         found = self._narrowest(deepest, self.positions) if self.positions(deepest) > 1 else None
@@ -53,16 +50,15 @@ class Chooser(Before):
         ends = [(v, heads) for v, heads in ends if heads]
         return self._before_classifier(ends) if ends else None
 
-    def _embedding(self, value: Value, heads: Sequence[Head]) -> Choice:
-        """Vectors of length 1, or what several layers project to them for a loss."""
-        given = Choice(self.of_net(value.tensor))
-        features = self.before_projection(heads[0]) if len(heads) == 1 else []
+    def _projected(self, value: Value) -> Choice | None:
+        """What several layers project for a loss, to what they normalise; or an embedding."""
+        given, features = Choice(self.of_net(value.tensor)), self.before_projection(value)
+        if value.tensor.shape[1] < FEW:
+            return None
         if not features:
-            return given
-        why = (
-            f"the net goes on to vectors of length 1, {tuple(value.tensor.shape[1:])}, by several "
-        )
-        why += "layers: a projection for a loss, mostly, but it may be what you want"
+            return given if is_embedding(value) else None
+        why = "the net goes on from it, by several layers, to vectors that it normalises: they are "
+        why += "mostly made for a loss, but may be what is wanted"
         return Choice(features, doubt=why, instead=tuple(given.taps[:1]))
 
     def _narrowest(self, output: Value, positions: Callable[[Value], int]) -> Choice | None:

@@ -87,7 +87,7 @@ def heads_of(record: Record, place: Edge) -> list[Head]:
 
     Empty where it is made of something else, too.
     """
-    layers = _layers(record)
+    layers = layers_of(record)
     found: dict[Any, frozenset[Head] | None] = {}
     for node in in_order([place[0]]):
         if node in layers:
@@ -99,7 +99,8 @@ def heads_of(record: Record, place: Edge) -> list[Head]:
     return sorted(found[place[0]] or (), key=_order(record))
 
 
-def _layers(record: Record) -> dict[Any, Head]:
+def layers_of(record: Record) -> dict[Any, Head]:
+    """The layers that mix features, by the nodes of what they give."""
     layers = {}
     for call in record.calls:
         given = call.input.place if call.input is not None else None
@@ -120,9 +121,13 @@ def _sees_all(call: Call) -> bool:
 
 def _is_of_attention(layer: nn.Module, given: Edge) -> bool:
     """Whether a layer is an attention's own last one, which keeps the size of what was summed."""
-    if not isinstance(layer, nn.Linear) or layer.in_features != layer.out_features:
-        return False
-    node = given[0]
+    is_square = isinstance(layer, nn.Linear) and layer.in_features == layer.out_features
+    return is_square and is_attended(given)
+
+
+def is_attended(place: Edge) -> bool:
+    """Whether a value is what an attention sums up."""
+    node = place[0]
     while kind(node) in (*RESHAPES.split(), "Mean") and len(parents(node)) == 1:
         node = parents(node)[0][0]
     return kind(node).startswith(ATTENTION)
@@ -133,7 +138,7 @@ def trunk_of(record: Record, head: Head) -> Edge | None:
 
     None where the head is a single layer, or all layers of a net that has no others: a plain MLP.
     """
-    layers, trunk = _layers(record), None
+    layers, trunk = layers_of(record), None
     node, is_activated = head.reads[0], False
     while True:
         before = parents(node)

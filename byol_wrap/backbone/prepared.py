@@ -56,6 +56,8 @@ def preparation(record: Record, sample: Tensor) -> Preparation | None:
 def _first_input(record: Record) -> Tensor | None:
     """What the first layer with parameters of its own is fed."""
     order = {event: i for i, event in reversed(list(enumerate(record.events)))}
-    with_own = [call for call in record.calls if call.layer._parameters and call.input]
+    with_own = [
+        call for call in record.calls if call.name and call.layer._parameters and call.input
+    ]
     first = min(with_own, key=lambda call: order[call.name, "input"], default=None)
     return None if first is None or first.input is None else first.input.tensor
