@@ -182,7 +182,7 @@ class Wrapper(Checkpointed):
             if self._pretrained:
                 keep_statistics(self.net)
         if fed == "images":
-            self._gate.views(view1, self._views.normalize is not None, self._watch.warn)
+            self._gate.views(view1, self._views.normalize, self._watch.warn)
         if self.representation is None:
             self._build(view1[:2])
         return view1, view2
@@ -245,6 +245,7 @@ class Wrapper(Checkpointed):
         found = probe(self.net, sample, self._hidden_layer, self._pool, copied)
         if found.doubt:
             self._watch.warn("reading", found.doubt)
+        self._gate.slopes = found.slopes
         self._size_heads(found.representation.size)
         self.online.representation = found.representation
         if self.has_target:

@@ -24,6 +24,17 @@ def conv_net(width: int = 8, channels: int = 3, classes: int | None = None) -> n
     return nn.Sequential(*layers)
 
 
+def block(inputs: int, outputs: int, stride: int = 2) -> nn.Sequential:
+    """A convolution, its norm and an activation."""
+    convolution = nn.Conv2d(inputs, outputs, 3, stride, 1)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+def encoder() -> nn.Module:
+    """Two blocks: a map (B, 16, H / 4, W / 4)."""
+    return nn.Sequential(block(3, 8), block(8, 16))
+
+
 class Function(nn.Module):
     """A net whose forward is a function of its layers and the input."""
 

@@ -11,59 +11,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import Function, conv_net
+from nets import Function, block, conv_net, encoder
+from oracles import IMAGE, Oracle, check, mean, same, wrap
 from torch import Tensor, nn
 
 from byol_wrap import BYOL, SimCLR, representation_candidates
-
-SMALL = {"projection_size": 8, "projection_hidden_size": 16}
-Oracle = tuple[str, str, Callable[[Any], Tensor]]  # a layer, its side, and how it becomes (B, D)
-
-
-def wrap(net: nn.Module, image_size: int | None = 32, **kwargs: Any) -> BYOL:
-    return BYOL(net, image_size, **SMALL, **kwargs)
-
-
-def block(inputs: int, outputs: int, stride: int = 2) -> nn.Sequential:
-    convolution = nn.Conv2d(inputs, outputs, 3, stride, 1)
-    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
-
-
-def hooked(net: nn.Module, batch: Tensor, oracle: Oracle) -> Tensor:
-    """What a hook of our own sees."""
-    name, side, pool = oracle
-    seen: list[Any] = []
-    layer = net.get_submodule(name)
-    handle = layer.register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
-    with torch.no_grad():
-        net(batch)
-    handle.remove()
-    return pool(seen[0][side == "output"])
-
-
-def check(net: nn.Module, shape: tuple[int, ...], oracle: Oracle) -> BYOL:
-    """The learner reads the oracle's value, in training and in eval mode."""
-    torch.manual_seed(0)
-    learner = wrap(net, None)
-    batch = torch.rand(4, *shape)
-    learner(batch, batch)
-    for training in (True, False):
-        learner.train(training)
-        expected = hooked(copy.deepcopy(net), batch, oracle)
-        torch.testing.assert_close(learner.online.represent(batch).detach(), expected)
-    return learner
-
-
-def same(x: Tensor) -> Tensor:
-    return x
-
-
-def mean(x: Tensor) -> Tensor:
-    return x.flatten(2).mean(2)
-
-
-IMAGE = (3, 32, 32)
-
 
 # Behind the classifier
 
@@ -469,10 +421,6 @@ def decoder() -> nn.Module:
     return nn.Sequential(up, nn.ReLU(), nn.ConvTranspose2d(8, 3, 2, 2))
 
 
-def encoder() -> nn.Module:
-    return nn.Sequential(block(3, 8), block(8, 16))
-
-
 class Masked(nn.Module):
     """A masked autoencoder: half of the tokens are encoded, all are decoded."""
 
@@ -662,12 +610,12 @@ class Transformer(nn.Module):
         if self.joins == "registers":
             x = torch.cat([self.cls_token.expand(len(x), 4, -1), x], 1)
         token = self.cls_token[:, : 0 if self.joins == "empty" else 1].expand(len(x), -1, -1)
-        for i, block in enumerate(self.blocks):
+        for i, layer in enumerate(self.blocks):
             if self.joins == ("first", "late")[i] or (self.joins == "empty" and not i):
                 x = torch.cat([token, x], 1)
-            x = block(x)
+            x = layer(x)
         if self.joins == "last":  # as in CaiT: it alone attends to the others
-            x = torch.cat([token + block(torch.cat([token, x], 1))[:, :1], x], 1)
+            x = torch.cat([token + layer(torch.cat([token, x], 1))[:, :1], x], 1)
         x = self.norm(x)
         if self.read == "none":
             return x

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from byol_wrap.backbone.branches import not_picked
+from byol_wrap.backbone.certainty import uncertainty
 from byol_wrap.backbone.choosing import FEW, Chooser
 from byol_wrap.backbone.finding import Found
 from byol_wrap.backbone.graph import Edge, ancestors, kind
+from byol_wrap.backbone.measuring import Measure
 from byol_wrap.backbone.recording import Record, Side, Value
 from byol_wrap.backbone.representation import Representation, main_tensor, pooled
 from byol_wrap.backbone.taps import Tap
@@ -129,16 +132,22 @@ def doubt(record: Record, sample: Tensor, found: Found, also: str, trainable: se
     size, value = found.representation.size, found.value
     why = also or found.choice.doubt or _sums_to_one(found) or _leaves_out(record, found, trainable)
     why = why or _keeps_all_places(found, sample)
-    if not why and size >= FEW:
-        return ""
     tap = next(t for t in found.choice.taps if t.is_at(found.representation))
+    strange = why or uncertainty(Measure(record, sample), tap, found.choice.ends, trainable)
+    if not strange and size >= FEW:
+        return ""
     others = [row for row in candidates(record, sample, tap) if not row.chosen]
     first = _names(record, sample, found)
     others = sorted(others, key=lambda row: (row.name not in first, -row.size, -row.share))[:NAMED]
     is_all = size == 1 and not others
-    if not why and (is_all or _is_linear(found) or any(r.size >= 2 * size for r in others[:1])):
+    if (
+        not why
+        and size < FEW
+        and (is_all or _is_linear(found) or any(r.size >= 2 * size for r in others[:1]))
+    ):
         numbers = f"{size} numbers hardly tell" if size > 1 else "1 number hardly tells"
         why = f"{numbers} one image from another"
+    why = why or strange
     if not why:
         return ""
     shape = ", ".join(map(str, value.tensor.shape[1:]))
@@ -150,6 +159,18 @@ def doubt(record: Record, sample: Tensor, found: Found, also: str, trainable: se
         f"If that is not what you want, choose another layer{choose}. "
         "byol_wrap.representation_candidates lists all."
     )
+
+
+def what_there_is(record: Record, sample: Tensor) -> str:
+    """Which layers can be chosen where the rule finds nothing, the last first."""
+    rows = [row for row in candidates(record, sample, None) if row.name and row.share]
+    if not rows:
+        return (
+            "No layer gives an entry for each image, at one call alone: wrap the part of the net "
+            "that sees each image once."
+        )
+    last = sorted(rows, key=lambda row: (-row.share, -row.size))[:NAMED]
+    return f"There are {'; '.join(map(str, last))}."
 
 
 def _names(record: Record, sample: Tensor, found: Found) -> set[str]:
@@ -190,6 +211,7 @@ def _leaves_out(record: Record, found: Found, trainable: set[str]) -> str:
     for head in found.choice.ends:
         bits |= record.graph.bits(head)
     reached = {leaf for i, leaf in enumerate(record.graph.leaves, 1) if bits >> i & 1}
+    trainable = trainable - not_picked(record)
     named = [(n, p) for n, p in record.net.named_parameters() if n in trainable]
     whole = sum(p.numel() for _, p in named)
     left = sum(p.numel() for _, p in named if id(p) not in reached)

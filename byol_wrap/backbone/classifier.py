@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from byol_wrap.backbone.graph import Edge, ancestors, dims, in_order, kind, parents, shape_of
+from byol_wrap.backbone.products import features_of
 from byol_wrap.backbone.recording import Call, Record
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -20,7 +21,8 @@ RESHAPES = (
     "Clone Alias ToCopy Slice Select Index IndexSelect Gather Unbind Split SplitWithSizes "
     "UnsafeSplit Cat Stack Flip Roll Repeat ConstantPadNd PixelShuffle UpsampleBilinear2D "
     "UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D UpsampleTrilinear3D UpsampleLinear1D "
-    "UpsampleBicubic2D Col2Im Im2Col"
+    "UpsampleBicubic2D Col2Im Im2Col IndexPut IndexPutImpl IndexAdd IndexCopy Scatter ScatterAdd "
+    "MaskedScatter"
 )
 SCALES = "Mul Div Add Sub Rsub Neg Addcmul Pow Sqrt Rsqrt Reciprocal Where MaskedFill NativeDropout"
 SQUASHES = "Softmax LogSoftmax Tanh Sigmoid LogSigmoid Clamp ClampMin ClampMax Softplus Exp Log"
@@ -47,6 +49,8 @@ class Head:
         reads: the value that it reads.
         gives: the node of what it gives.
         call: of the layer; None where the net multiplies with a parameter of its own.
+        is_projection: whether it is a product with a parameter as it is: of no layer's,
+            and not with what was computed, as the features of another tower are.
         is_rectified: whether it is a convolution whose scores go through an activation.
         is_normed: whether it is a convolution whose scores go through a BatchNorm.
     """
@@ -54,6 +58,7 @@ class Head:
     reads: Edge
     gives: Any
     call: Call | None
+    is_projection: bool = False
     is_rectified: bool = False
     is_normed: bool = False
 
@@ -82,7 +87,7 @@ def heads_of(record: Record, place: Edge) -> list[Head]:
 
     Empty where it is made of something else, too.
     """
-    layers = _layers(record)
+    layers = layers_of(record)
     found: dict[Any, frozenset[Head] | None] = {}
     for node in in_order([place[0]]):
         if node in layers:
@@ -90,11 +95,12 @@ def heads_of(record: Record, place: Edge) -> list[Head]:
         elif hasattr(node, "variable"):
             found[node] = frozenset()  # a scale, or a shift
         else:
-            found[node] = _activated(node, found) or _passed(node, found)
+            found[node] = _activated(node, found) or _passed(record, node, found)
     return sorted(found[place[0]] or (), key=_order(record))
 
 
-def _layers(record: Record) -> dict[Any, Head]:
+def layers_of(record: Record) -> dict[Any, Head]:
+    """The layers that mix features, by the nodes of what they give."""
     layers = {}
     for call in record.calls:
         given = call.input.place if call.input is not None else None
@@ -115,9 +121,13 @@ def _sees_all(call: Call) -> bool:
 
 def _is_of_attention(layer: nn.Module, given: Edge) -> bool:
     """Whether a layer is an attention's own last one, which keeps the size of what was summed."""
-    if not isinstance(layer, nn.Linear) or layer.in_features != layer.out_features:
-        return False
-    node = given[0]
+    is_square = isinstance(layer, nn.Linear) and layer.in_features == layer.out_features
+    return is_square and is_attended(given)
+
+
+def is_attended(place: Edge) -> bool:
+    """Whether a value is what an attention sums up."""
+    node = place[0]
     while kind(node) in (*RESHAPES.split(), "Mean") and len(parents(node)) == 1:
         node = parents(node)[0][0]
     return kind(node).startswith(ATTENTION)
@@ -128,7 +138,7 @@ def trunk_of(record: Record, head: Head) -> Edge | None:
 
     None where the head is a single layer, or all layers of a net that has no others: a plain MLP.
     """
-    layers, trunk = _layers(record), None
+    layers, trunk = layers_of(record), None
     node, is_activated = head.reads[0], False
     while True:
         before = parents(node)
@@ -178,13 +188,15 @@ def _adds_to_itself(parts: Sequence[frozenset[Head]]) -> bool:
     )
 
 
-def _passed(node: Any, found: dict[Any, frozenset[Head] | None]) -> frozenset[Head] | None:
+def _passed(
+    record: Record, node: Any, found: dict[Any, frozenset[Head] | None]
+) -> frozenset[Head] | None:
     before = [found[parent] for parent, _ in parents(node)]
-    if kind(node) in ("Mm", "Addmm") and frozenset() in before:
-        read = [p for p in parents(node) if found[p[0]] != frozenset()]
-        if not read:
-            return frozenset()  # it reads what the net is fed, or parameters alone
-        return frozenset([Head(read[0], node, None)]) if len(read) == 1 else None
+    read = features_of(node, found, record.batch, record.depends_on_images)
+    if read is not None:
+        return frozenset([Head(read, node, None, is_projection=_is_by_parameter(node, read))])
+    if kind(node) in ("Mm", "Addmm") and set(before) == {frozenset()}:
+        return frozenset()  # it reads what the net is fed, or parameters alone
     if kind(node) == "Slice":
         before = [found[parent] for parent in _cut_out(node)]
     if kind(node) not in PASSED or None in before or not before:
@@ -195,6 +207,15 @@ def _passed(node: Any, found: dict[Any, frozenset[Head] | None]) -> frozenset[He
     if kind(node) in ("Add", "Sub") and len(parts) > 1 and _adds_to_itself(parts):
         return None
     return frozenset().union(*parts)
+
+
+def _is_by_parameter(node: Any, read: Edge) -> bool:
+    """Whether the other factor of a product is a parameter, perhaps transposed."""
+    others = [parent for parent, index in parents(node) if (parent, index) != read]
+    factor = others[-1] if others else None
+    if factor is not None and kind(factor) in ("T", "Transpose", "Permute"):
+        factor = parents(factor)[0][0]
+    return hasattr(factor, "variable")
 
 
 def _cut_out(node: Any) -> list[Any]:

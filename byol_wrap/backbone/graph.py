@@ -243,6 +243,17 @@ def tokens_in_front(place: Edge, count: int) -> tuple[int, int]:
     return 0, 0
 
 
+def picks_tokens(place: Edge) -> bool:
+    """Whether only some of the tokens (B, T, C) of a value before are gone on with."""
+    for node in ancestors(place):
+        if kind(node) in ("Gather", "Index", "IndexSelect") and parents(node):
+            before, after = shape_of(*parents(node)[0]), shape_of(node)
+            is_one = len(after) == 2 and after[:1] == before[:1]  # a token of each item
+            if len(before) == 3 and after[-1:] == before[-1:] and not is_one and after != before:
+                return True
+    return False
+
+
 def _tokens(place: Edge, along: int) -> int:
     shape = () if place[0] is None else shape_of(*place)
     return shape[along] if along < len(shape) else MOST_TOKENS_IN_FRONT + 1

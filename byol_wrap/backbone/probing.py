@@ -1,16 +1,19 @@
 """Probes a net for its representation: runs it in both modes and leaves no trace."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from byol_wrap.backbone.candidates import Candidates, candidates, doubt
+from byol_wrap.backbone.candidates import Candidates, candidates, doubt, what_there_is
+from byol_wrap.backbone.certainty import MIXES
 from byol_wrap.backbone.code import asks_for_its_mode
 from byol_wrap.backbone.copying import copy_net, dependence, on_host, undisturbed, watched
 from byol_wrap.backbone.encoder import as_input
 from byol_wrap.backbone.finding import Found, at, find_representation, held_behind
-from byol_wrap.backbone.graph import ancestors
+from byol_wrap.backbone.graph import ancestors, picks_tokens
+from byol_wrap.backbone.prepared import preparation
 from byol_wrap.backbone.recording import Record, record
 from byol_wrap.backbone.representation import Pool, Representation
 
@@ -24,12 +27,14 @@ class Finding:
         unused: names of the parameters that it does not depend on.
         behind: those among them whose layers are reached behind it alone.
         doubt: what to warn of; "" for nothing.
+        slopes: how much the net itself scales each channel of what it is fed; None for not at all.
     """
 
     representation: Representation
     unused: frozenset[str]
     behind: frozenset[str]
     doubt: str
+    slopes: tuple[float, ...] | None = None
 
 
 def probe(
@@ -91,7 +96,7 @@ class _Probe:
         self.asked = {name for name, p in net.named_parameters() if p.requires_grad}
         sample = as_input(copied, sample)
         self.sample = sample if len(sample) > 1 else torch.cat([sample, sample])  # for BatchNorm
-        self.hidden_layer, self.pool = hidden_layer, pool
+        self.hidden_layer, self.pool, self.copied = hidden_layer, pool, copied
         with undisturbed(copied, sample.device):
             self.training = _run(copied, self.sample, training=True, gradient=True)
             self.alike = self.training.error is None and self._is_alike(copied)
@@ -126,14 +131,35 @@ class _Probe:
         return self._finding(self.training, found, found.unused & other.unused, why)
 
     def _found(self, run: Record) -> Found:
-        return find_representation(run, self.sample, self.hidden_layer, self.pool)
+        try:
+            return find_representation(run, self.sample, self.hidden_layer, self.pool)
+        except ValueError as error:
+            if self.hidden_layer is not None:
+                raise
+            raise ValueError(f"{error} {what_there_is(run, self.sample)}") from error
 
     def _finding(self, run: Record, found: Found, unused: frozenset[str], why: str) -> Finding:
         behind = unused & held_behind(run, found)
-        told = ""
+        told, prepared = "", preparation(run, self.sample)
         if self.hidden_layer is None:
-            told = doubt(run, self.sample, found, why, self.asked)
-        return Finding(found.representation, unused, behind, told)
+            if not why and prepared is not None and prepared.mixes:
+                why = MIXES
+            told = doubt(run, self.sample, found, why or self._draws(found), self.asked)
+        slopes = None if prepared is None else prepared.slopes
+        return Finding(found.representation, unused, behind, told, slopes)
+
+    def _draws(self, found: Found) -> str:
+        """Whether it is drawn anew in each forward in eval mode, too, as some of the tokens are."""
+        if found.value.place is None or not picks_tokens(found.value.place):
+            return ""
+        tap = next(t for t in found.choice.taps if t.is_at(found.representation))
+        with undisturbed(self.copied, self.sample.device):
+            run = partial(_run, self.copied, self.sample, training=False, gradient=False)
+            values = [tap.find(run()), tap.find(run())]
+        one, other = (torch.empty(0) if value is None else value.tensor for value in values)
+        if one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-5):
+            return ""
+        return "it is another in each call, in eval mode, too: the net draws which tokens it keeps"
 
 
 def takes(net: nn.Module, sample: Tensor) -> bool:
@@ -166,9 +192,22 @@ def _check_runs(using: Record, sample: Tensor) -> None:
     if using.error is not None:
         raise ValueError(
             f"The net cannot take a batch of shape {tuple(sample.shape)}, {sample.dtype}: "
-            f"{str(using.error).rstrip('.')}. Do image_size and channels suit it? "
-            "Other images need image_size= and channels=."
+            f"{str(using.error).rstrip('.')}. {_advice(using, sample)}"
         ) from using.error
+
+
+def _advice(using: Record, sample: Tensor) -> str:
+    """What to do about a net that failed."""
+    if isinstance(using.error, TypeError) and "required positional argument" in str(using.error):
+        return (
+            "Wrap it in a module whose forward takes images alone and gives it what else it needs."
+        )
+    if sample.ndim == 4 and takes(using.net, sample.permute(0, 2, 3, 1)):
+        return (
+            "It takes (B, H, W, C): wrap it in a module whose forward gives it "
+            "x.permute(0, 2, 3, 1)."
+        )
+    return "Do image_size and channels suit it? Other images need image_size= and channels=."
 
 
 def _reached_in(record: Record, found: Found, error: Exception | None) -> Found:

@@ -1,17 +1,17 @@
 """Runs a net once, and writes down which layers are called, with what, and what they give."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from byol_wrap.backbone.graph import Edge, Graph, edge
-from byol_wrap.backbone.representation import Part, main_tensor
+from byol_wrap.backbone.graph import Edge, Graph, ancestors, edge
+from byol_wrap.backbone.representation import Part, fields_of, main_tensor
 
 Side = Literal["input", "output"]
 
@@ -82,6 +82,27 @@ class Record:
         """The graph behind all that layers gave."""
         return Graph(v.place for v in self.values() if v.place)
 
+    @cached_property
+    def idle(self) -> list[str]:
+        """Parts of lists and dicts of layers that did not run, though another part did."""
+        ran = {name[:end] for name in self.times for end in _ends(name)}
+        found = []
+        for name, module in self.net.named_modules():
+            if isinstance(module, nn.ModuleList | nn.ModuleDict):
+                parts = [f"{name}.{key}" if name else key for key, _ in module.named_children()]
+                idle = [part for part in parts if part not in ran]
+                found += idle if len(idle) < len(parts) else []
+        return found
+
+    def depends_on_images(self, node: Any) -> bool:
+        """Whether a layer behind a node's value gave something for each image."""
+        return not self._of_images.isdisjoint(ancestors((node, 0)))
+
+    @cached_property
+    def _of_images(self) -> set[Any]:
+        given = (value for call in self.calls for value in call.outputs)
+        return {v.place[0] for v in given if v.place and v.tensor.shape[:1] == (self.batch,)}
+
     def values(self) -> Iterator[Value]:
         """All values that layers gave, the net's own last."""
         for call in self.calls:
@@ -108,6 +129,12 @@ class Record:
         return called[0] if len(called) == 1 else None
 
 
+def _ends(name: str) -> Iterator[int]:
+    """Where the names of a layer, and of those that it is in, end in its own."""
+    yield from (i for i, letter in enumerate(name) if letter == ".")
+    yield len(name)
+
+
 def tensors(output: Any, part: Part = ()) -> Iterator[tuple[Part, Tensor]]:
     """The tensors of floats in a structured output, each with its place in it."""
     if isinstance(output, Tensor):
@@ -115,10 +142,9 @@ def tensors(output: Any, part: Part = ()) -> Iterator[tuple[Part, Tensor]]:
             yield part, output
         return
     items: Any = ()
-    if isinstance(output, Mapping):
-        items = output.items()
-    elif is_dataclass(output) and not isinstance(output, type):
-        items = [(f.name, getattr(output, f.name)) for f in fields(output)]
+    held = fields_of(output)
+    if held is not None:
+        items = held.items()
     elif isinstance(output, list | tuple):
         items = enumerate(output)
     for key, value in items:

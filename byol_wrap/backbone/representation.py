@@ -96,8 +96,9 @@ def take(part: Part | None, output: Any) -> Tensor | None:
     if part is None:
         return main_tensor(output)
     for key in part:
+        held = fields_of(output)
         try:
-            output = getattr(output, key) if is_dataclass(output) else output[key]
+            output = output[key] if held is None else held[key]
         except (AttributeError, IndexError, KeyError, TypeError):
             return None
     return output if isinstance(output, Tensor) else None
@@ -181,20 +182,33 @@ def pooled(value: Tensor, pool: Pool, channel_dim: int) -> Tensor:
     return value.amax(positions) if pool == "max" else value.mean(positions)
 
 
+def fields_of(output: Any) -> Mapping[Any, Any] | None:
+    """What a mapping, a dataclass or another object with attributes holds, by its names.
+
+    Of an object of another kind its tensors. None for a tensor, a sequence and the like.
+    """
+    if isinstance(output, Mapping):
+        return output
+    if isinstance(output, type | Tensor | list | tuple):
+        return None
+    if is_dataclass(output):
+        return {f.name: getattr(output, f.name) for f in fields(output)}
+    held = {key: v for key, v in getattr(output, "__dict__", {}).items() if isinstance(v, Tensor)}
+    return held or None
+
+
 def main_tensor(output: Any) -> Tensor | None:
     """The tensor that stands for a structured output.
 
-    Of a mapping or dataclass the field that holds logits or a pooled output, or else the first with
-    a tensor; of a tuple the first; of a list (a pyramid of feature maps) the last.
+    Of a mapping, a dataclass or another object the field that holds logits or a pooled output, or
+    else the first with a tensor; of a tuple the first; of a list (a pyramid of maps) the last.
     """
     if isinstance(output, Tensor):
         return output
     parts: list[Any] = []
-    if isinstance(output, Mapping):
-        parts = [output[key] for key in MAIN_FIELDS if key in output] + list(output.values())
-    elif is_dataclass(output) and not isinstance(output, type):
-        values = {f.name: getattr(output, f.name) for f in fields(output)}
-        return main_tensor(values)
+    held = fields_of(output)
+    if held is not None:
+        parts = [held[key] for key in MAIN_FIELDS if key in held] + list(held.values())
     elif isinstance(output, tuple):
         parts = list(output)
     elif isinstance(output, list):

@@ -2,7 +2,7 @@
 
 import copy
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ TOLERANCE = 0.02  # resizing overshoots a little
 SHARE_OUTSIDE = 0.01  # of all values outside [0, 1] is more than resizing leaves
 SMALLEST_SPREAD, LARGEST_SPREAD = 0.02, 20.0  # of pixels within an image that is normalised
 SMALLEST_RAW_SPREAD = 1e-4  # of one that is not
+SMALLEST_SPAN, LARGEST_SPAN = 0.9, 7.0  # between black and white, as a net's first layer is fed
 FLAT_LOOKS = 3  # one black batch is no error
 BATCHES_CHECKED = 10  # how many batches of floats are checked where a check waits for the device
 
@@ -40,6 +41,7 @@ class Gate:
         self._fed: dict[str, bool] = {}  # kinds, the latest last, and whether they were floats
         self._now: tuple[str, bool, bool] | None = None  # what the loss that is computed is fed
         self._fed_in_training = False
+        self.slopes: Sequence[float] | None = None  # by which the net scales what it is fed itself
         self._original: weakref.ref[Gate] | None = None  # of which this is a copy
 
     def images(
@@ -81,18 +83,27 @@ class Gate:
                 warn("mask", MASK_MESSAGE)
                 self._views_checked = BATCHES_CHECKED  # which would say the same
 
-    def views(self, view1: Tensor, normalized: bool, warn: Callable[[str, str], None]) -> None:
-        """Look at the first views as the networks get them: are there pictures on them?"""
+    def views(self, view1: Tensor, normalize: Any, warn: Callable[[str, str], None]) -> None:
+        """Look at the first views as the networks get them: are there pictures on them?
+
+        ``normalize`` has the ``std`` that they were divided by; None for nothing.
+        """
         if self._views_checked >= BATCHES_CHECKED or view1.ndim < 3:
             return
         self._views_checked += 1
+        scale, normalized = 1.0, normalize is not None
+        if normalized and self.slopes:
+            scale = sum(self.slopes) / len(self.slopes)
+            span = scale / (sum(normalize.std) / len(normalize.std))
+            if not SMALLEST_SPAN < span < LARGEST_SPAN:
+                warn("twice", twice_message(span))
         deviations = view1.detach().float().flatten(2).std(dim=2)
         spread: float = deviations.mean().reshape(1).tolist()[0]
         flat = spread < (SMALLEST_SPREAD if normalized else SMALLEST_RAW_SPREAD)
         self._flat = self._flat + 1 if flat else 0
         if self._flat == FLAT_LOOKS:
             warn("flat", flat_message(spread))
-        elif normalized and spread > LARGEST_SPREAD:
+        elif normalized and spread * scale > LARGEST_SPREAD:
             warn("scale", scale_message(spread))
 
     def as_it_is(self, batch: Tensor, warn: Callable[[str, str], None]) -> bool:
@@ -215,6 +226,16 @@ def flat_message(spread: float) -> str:
         f"The views hardly vary within an image: their pixels' standard deviation is {spread:.2g}, "
         "where about 1 is usual. Look at learner.views(images). Are mean= and std= given for "
         "[0, 255] while images are in [0, 1], or do the images fill a small part of [0, 1]?"
+    )
+
+
+def twice_message(span: float) -> str:
+    """What to say where the views and the net together scale images to an odd range."""
+    return (
+        "The net scales what it is fed itself. After mean= and std= of the views it gives its "
+        f"first layer black and white {span:.2g} apart, where 1 to 6 is usual: it may be "
+        "normalised twice. Give mean=(0, 0, 0), std=(1, 1, 1) for a net that takes images in "
+        "[0, 1], and std=(1 / 255,) * 3 for one that takes [0, 255]."
     )
 
 

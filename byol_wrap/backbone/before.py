@@ -1,0 +1,154 @@
+"""Where what classifiers read can be taken from a net."""
+
+from collections.abc import Sequence
+
+from byol_wrap.backbone.branches import branch_of, is_picked
+from byol_wrap.backbone.classifier import (
+    CONVOLUTIONS,
+    MANY,
+    NORMS,
+    Head,
+    heads_of,
+    is_mixing,
+    layers_of,
+    trunk_of,
+)
+from byol_wrap.backbone.graph import Edge, ancestors, kind, parents, shape_of
+from byol_wrap.backbone.measuring import VIEWS, width
+from byol_wrap.backbone.recording import Call, Value
+from byol_wrap.backbone.rivals import SHARED
+from byol_wrap.backbone.taps import Tap, Taps
+
+NORMALIZES = ("Div", "Expand", *NORMS)
+SCALED = ("Div", "Mul", "T", "NativeDropout", *VIEWS)
+
+
+class Before(Taps):
+    """Finds what the classifiers of one forward read."""
+
+    def heads(self, value: Value) -> list[Head]:
+        """The heads of a value that can be read before."""
+        assert value.place is not None
+        return self.readable(value, heads_of(self.record, value.place))
+
+    def readable(self, value: Value, heads: list[Head]) -> list[Head]:
+        """Some heads of a value, or none where they are a backbone's, or cannot be read before."""
+        behind = [head for head in heads if head.is_rectified or head.is_normed]
+        if behind and not self._is_pooled(value, behind):
+            return []
+        if any(head.is_normed and not head.narrows_by(MANY) for head in heads):
+            return []
+        return heads if all(map(self.before, heads)) or self.shared(heads) else []
+
+    def _is_pooled(self, value: Value, heads: Sequence[Head]) -> bool:
+        """Whether a value is the mean of maps of scores, or gives probabilities of places."""
+        node = value.place[0] if value.place else None
+        while node is not None and kind(node) in (*VIEWS, "Permute", "Transpose"):
+            node = parents(node)[0][0]
+        if self.positions(value) > 1:
+            return node is not None and kind(node) in ("Softmax", "LogSoftmax", "Sigmoid")
+        return all(self.positions(tap.value) > 1 for head in heads for tap in self.before(head)[:1])
+
+    def is_perhaps_classifier(self, value: Value, heads: Sequence[Head]) -> bool:
+        """Whether a value is the mean of what a convolution narrows to, normalised."""
+        is_one = len(heads) == 1 and heads[0].is_normed and heads[0].narrows
+        return is_one and self._is_pooled(value, heads)
+
+    def before(self, head: Head) -> list[Tap]:
+        """Where what a head reads can be taken in each forward."""
+        own = []
+        call = head.call
+        if call is None:
+            call = self._giving(head)
+        if call is not None and call.input is not None and self.record.times[call.name] == 1:
+            own = [Tap(call.name, "input", None, call.input)]
+        place, taps = head.reads, self.taps(head.reads)
+        through = ("Div", *VIEWS) if head.call or head.is_projection else SCALED
+        while not (own or taps) and kind(place[0]) in through:  # as to a length of 1
+            place = max(parents(place[0]), key=self.mass)
+            taps = self.taps(place)
+        return [tap for tap in own + taps if not is_picked(self.record, tap.layer)]
+
+    def _giving(self, head: Head) -> Call | None:
+        """The layer of another kind that multiplies what it reads itself."""
+        return next(
+            (
+                call
+                for call in self.record.calls
+                if call.input and call.input.place == head.reads and call.outputs
+                if call.outputs[0].place and call.outputs[0].place[0] is head.gives
+            ),
+            None,
+        )
+
+    def is_direct(self, head: Head) -> bool:
+        """Whether what a head reads can be taken, with an entry for each image."""
+        return any(len(tap.value.tensor) == self.record.batch for tap in self.before(head))
+
+    def before_projection(self, value: Value) -> list[Tap]:
+        """What the first of several layers reads that make vectors of vectors, normalised at last.
+
+        Empty where it is a single layer, or no norm is behind them.
+        """
+        node = value.place[0] if value.place else None
+        while node is not None and kind(node) in NORMALIZES and parents(node):
+            node = max(parents(node), key=self.mass)[0]
+        head = layers_of(self.record).get(node) if value.place and node != value.place[0] else None
+        place = None if head is None else trunk_of(self.record, head)
+        return [] if place is None or len(shape_of(*place)) != 2 else self._read_at(place)
+
+    def shared(self, heads: Sequence[Head]) -> list[Tap]:
+        """Where what all heads read comes from, which run often, or not all, or for some images.
+
+        Not before a product with a parameter, as the last step of an embedding is.
+        """
+        if not heads or any(head.is_projection for head in heads):
+            return []
+        places = [self._entry(head) for head in heads]
+        if any(place is None for place in places):
+            return []
+        given = [place for place in dict.fromkeys(places) if place is not None]
+        return self.trunk(given, max(map(self.mass, given)))
+
+    def _entry(self, head: Head) -> Edge | None:
+        """What the part that a head is in reads, where it is one of several; else what it reads."""
+        branch = None if head.call is None else branch_of(self.record, head.call.name)
+        if branch is None or branch.input is None:
+            return head.reads
+        return branch.input.place
+
+    def before_narrowing(self, head: Head, of_places: bool) -> list[Tap]:
+        """What the first layer of a head of several reads, where they narrow it."""
+        place = trunk_of(self.record, head)
+        narrows = place is not None and width(head.reads) < width(place)
+        if place is None or not (of_places or (narrows and not self._classifies_places(head))):
+            return []
+        return self._read_at(place)
+
+    def _read_at(self, place: Edge) -> list[Tap]:
+        """Where a value can be taken: as the input of a layer that mixes, or as an output."""
+        calls = [call for call in self.record.calls if call.input and call.input.place == place]
+        return [
+            Tap(call.name, "input", None, call.input)
+            for call in calls
+            if call.input and is_mixing(call.layer) and self.record.times[call.name] == 1
+        ] + self.taps(place)
+
+    def _classifies_places(self, head: Head) -> bool:
+        """Whether it is a convolution over a map: the layers before it are then a backbone's."""
+        call = head.call
+        is_convolution = call is not None and isinstance(call.layer, CONVOLUTIONS)
+        return bool(is_convolution and call and call.input and self.positions(call.input) > 1)
+
+    def trunk(self, places: Sequence[Edge], largest: int) -> list[Tap]:
+        """The last value on which all of several depend, where that is most of the net."""
+        shared = set.intersection(*(ancestors(place) for place in places))
+        for call in reversed(self.record.calls):
+            for value in call.outputs:
+                fits = value.place is not None and value.place[0] in shared
+                fits &= value.tensor.shape[:1] == (self.record.batch,)
+                if fits and self.mass(value.place) >= SHARED * largest:
+                    taps = self.taps(value.place)
+                    if taps:
+                        return taps
+        return []

@@ -1,0 +1,184 @@
+"""Whether what was chosen has a shape that is known to be features, and how it may go wrong.
+
+What is not known is told: a list of what may be scores would never be complete.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from torch.autograd.function import BackwardCFunction
+
+from byol_wrap.backbone.branches import is_picked
+from byol_wrap.backbone.classifier import ACTIVATIONS, NORMS, RESHAPES, Head, heads_of, is_attended
+from byol_wrap.backbone.graph import Edge, ancestors, channel_dim, dims, kind, parents, shape_of
+from byol_wrap.backbone.measuring import Measure
+from byol_wrap.backbone.recording import Call, Record, Value
+from byol_wrap.backbone.taps import Tap
+
+_LEARNED = "Convolution Addmm Mm Linear NativeLayerNorm NativeGroupNorm FusedRmsNorm CudnnRnn"
+_JOINED = "Add Addcmul Sub Lerp Mul Bmm Pow Sqrt Abs PreluKernel Relu6 Hardsigmoid"
+GIVES_FEATURES = ACTIVATIONS | frozenset((*NORMS, *_LEARNED.split(), *_JOINED.split()))
+GIVES_FEATURES_WITHIN = ("Rnn", "Lstm", "Gru", "MaxPool", "ScaledDotProduct", "Checkpoint")
+SCALES = ("Add", "Sub", "Mul", "Div", "Addcmul", "Lerp")
+REDUCES = ("Mean", "Sum", "Max", "Amax", "Logsumexp")
+PASSES = frozenset((*RESHAPES.split(), *REDUCES, "NativeDropout", "Div", "Where", "CopySlices"))
+PASSES_WITHIN = ("AvgPool", "Pad")
+MIXES = "the net mixes the images of a batch on the way to it, as mixup does"
+REORDERS = ("Index", "IndexSelect", "Flip", "Roll")
+
+
+def uncertainty(measure: Measure, tap: Tap, ends: Sequence[Edge], trainable: set[str]) -> str:
+    """Why what was chosen may not be an image's features; "" where it has a known shape.
+
+    Args:
+        measure: of the forward on which it was found.
+        tap: where it is taken.
+        ends: places of the net's outputs that are made by classifiers.
+        trainable: names of the parameters that the user lets be trained.
+    """
+    record, value = measure.record, tap.value
+    if value.place is None:
+        return ""
+    return (
+        (_are_scores(measure, value) if tap.layer == "" else "")
+        or _last_step(record, value.place, value.tensor.ndim == 2 and not ends)
+        or _is_one_of_several(record, tap)
+        or _mixes_images(record, value.place)
+        or _is_cut_off(record, value.place, trainable)
+    )
+
+
+def _are_scores(measure: Measure, value: Value) -> str:
+    """Whether the net's output is what layers give that cannot be read before."""
+    record = measure.record
+    heads = heads_of(record, value.place) if value.place else []
+    is_backbone = any(head.is_rectified or head.is_normed for head in heads)
+    if not heads or is_backbone or measure.positions(value) > 1 or is_embedding(value):
+        return ""
+    if all(head.is_projection for head in heads):
+        is_plain = any(map(_is_projected, heads))
+        return "" if is_plain else "its numbers are a product with a parameter: they may be scores"
+    names = dict.fromkeys(head.call.name for head in heads if head.call)
+    often = [f"layer {name!r}, which runs {record.times[name]} times" for name in names]
+    return f"its numbers may be scores of {' and '.join(often[:2]) or 'a product'}"
+
+
+def _is_projected(head: Head) -> bool:
+    """Whether a product is known to end an embedding: without a bias, or of an attention."""
+    wider = shape_of(head.gives)[-1] > shape_of(*head.reads)[-1]
+    return is_attended(head.reads) or not (wider or kind(head.gives) == "Addmm")
+
+
+def is_embedding(value: Value) -> bool:
+    """Whether it is vectors of length 1, as no scores are."""
+    vectors = value.tensor.detach()
+    return vectors.ndim == 2 and bool(((vectors.norm(dim=1) - 1).abs() < 1e-3).all())
+
+
+def _last_step(record: Record, place: Edge, is_output: bool) -> str:
+    """Whether no last step of a value, but for what reshapes and pools, is known for features."""
+    nodes, seen, last = [place[0]], set(), []
+    layers = {v.place[0] for call in record.calls for v in call.outputs if call.name and v.place}
+    while nodes:
+        node = nodes.pop()
+        name = kind(node)
+        if node in seen:
+            continue
+        seen.add(node)
+        is_product = name.endswith("Bmm") and is_output
+        made_of = [parent for parent, _ in parents(node) if not hasattr(parent, "variable")]
+        if name in SCALES and len(made_of) == 1:  # with a number, or a parameter
+            nodes += made_of
+            continue
+        is_product |= name == "Convolution" and is_output and node not in layers
+        if not is_product and (
+            name in GIVES_FEATURES or any(word in name for word in GIVES_FEATURES_WITHIN)
+        ):
+            return ""
+        passes = name in PASSES or any(word in name for word in PASSES_WITHIN)
+        passes |= isinstance(node, BackwardCFunction)  # an activation of the net's own, mostly
+        if passes and not (name in REDUCES and _reduces_channels(node)):
+            nodes += made_of
+        elif not hasattr(node, "variable"):
+            last.append(name)
+    if not last:
+        return ""
+    return f"its last step, {last[0]}, is none that is known to give features"
+
+
+def _reduces_channels(node: Any) -> bool:
+    before = parents(node)[:1]
+    own = channel_dim(before[0]) if before else None
+    return own is not None and own in dims(node)
+
+
+def _is_one_of_several(record: Record, tap: Tap) -> str:
+    if not tap.layer or not is_picked(record, tap.layer):
+        return ""
+    return "it is in one of several parts, of which not all run: other images may not reach it"
+
+
+def _mixes_images(record: Record, place: Edge) -> str:
+    """Whether images of a batch come into each other's values, in another order."""
+    for node in ancestors(place):
+        if kind(node) in REORDERS and _reorders(node, record.batch):
+            return MIXES
+        if kind(node) == "Mm" and _compares(record, node):
+            return MIXES
+    return ""
+
+
+def _compares(record: Record, node: Any) -> bool:
+    """Whether it multiplies images with images."""
+    factors = parents(node)
+    is_square = shape_of(node) == (record.batch, record.batch) and len(factors) == 2
+    return is_square and all(record.depends_on_images(factor) for factor, _ in factors)
+
+
+def _reorders(node: Any, batch: int) -> bool:
+    shape = shape_of(node)
+    if not parents(node) or shape[:1] != (batch,) or shape != shape_of(*parents(node)[0]):
+        return False
+    if kind(node) == "Index":
+        given = [index for index in node._saved_indices if index is not None]
+        return len(given) == 1 and given[0].shape == (batch,) and given[0].dtype != bool
+    return 0 in dims(node, "_saved_dim" if kind(node) == "IndexSelect" else "_saved_dims")
+
+
+def _is_cut_off(record: Record, place: Edge, trainable: set[str]) -> str:
+    """Whether layers lie before it that no output of the net trains, since a value is detached."""
+    idle = _idle(record, trainable)
+    if not idle:
+        return ""
+    behind, events = ancestors(place), record.events
+    first = min(events.index((call.name, "output")) for call in idle)
+    for call in sorted(record.calls, key=lambda call: events.index((call.name, "input"))):
+        given = call.input
+        if given is None or given.place is not None or not given.tensor.is_floating_point():
+            continue
+        late = events.index((call.name, "input")) > first
+        on_the_way = any(v.place and v.place[0] in behind for v in call.outputs)
+        if late and on_the_way and given.tensor.shape[:1] == (record.batch,):
+            return (
+                f"no gradient passes to what lies before layer {call.name!r}, {idle[0].name!r} "
+                "among it: it will not be trained"
+            )
+    return ""
+
+
+def _idle(record: Record, trainable: set[str]) -> list[Call]:
+    """Calls of layers with own parameters to train that no output of the net depends on."""
+    bits = 0
+    for output in record.net_outputs:
+        bits |= record.graph.bits(output.place)
+    if bits & 1:
+        return []
+    reached = {leaf for i, leaf in enumerate(record.graph.leaves, 1) if bits >> i & 1}
+    left = {n for n, p in record.net.named_parameters() if id(p) not in reached} & trainable
+    return [call for call in record.calls if _owns(call.name, call.layer, left)] if left else []
+
+
+def _owns(name: str, layer: nn.Module, left: set[str]) -> bool:
+    own = [f"{name}.{key}" if name else key for key in layer._parameters]
+    return bool(name) and any(key in left for key in own)

@@ -1,0 +1,400 @@
+"""Nets that are no backbone and classifier in a row: read rightly, or told. Oracles are hooks."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from nets import Function, block, conv_net, encoder
+from oracles import IMAGE, Oracle, check, mean, same, wrap
+from torch import Tensor, nn
+
+CLASSES = 40
+
+
+class TwoTowers(nn.Module):
+    """CLIP: how well images fit descriptions of classes."""
+
+    def __init__(self, described: str, product: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.image, self.project = conv_net(12), nn.Linear(12, 16)
+        self.text, self.words = nn.Linear(6, 16), nn.Embedding(9, 6)
+        self.scale, self.described, self.product = nn.Parameter(torch.ones(())), described, product
+        self.prototypes = nn.Parameter(torch.randn(CLASSES, 16))
+        self.register_buffer("features", torch.randn(CLASSES, 16))
+        self.register_buffer("tokens", torch.randint(0, 9, (CLASSES, 3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        image = F.normalize(self.project(self.image(x)), dim=1)
+        texts = {
+            "a buffer": lambda: self.features,
+            "a parameter": lambda: F.normalize(self.prototypes, dim=1),
+            "a tower": lambda: F.normalize(self.text(self.words(self.tokens).mean(1)), dim=1),
+        }
+        return self.product(self.scale.exp() * image, texts[self.described]())
+
+
+PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "matmul": lambda image, text: image @ text.t(),
+    "text first": lambda image, text: (text @ image.t()).t(),
+    "einsum": lambda image, text: torch.einsum("bd,kd->bk", image, text),
+    "a sum of products": lambda image, text: (image[:, None] * text).sum(-1),
+}
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize("described", ["a buffer", "a parameter", "a tower"])
+def test_scores_by_another_towers_features_are_read_before(described: str, product: str) -> None:
+    check(TwoTowers(described, PRODUCTS[product]), IMAGE, ("project", "output", same))
+
+
+def dropped_often(net: Any, x: Tensor) -> Tensor:
+    features = net.body(x).mean((2, 3))
+    return torch.stack([net.fc(net.drop(features)) for _ in range(4)]).mean(0)
+
+
+class Experts(nn.Module):
+    """An expert is picked for each image, or for the batch."""
+
+    def __init__(self, each: bool, hidden: bool = True) -> None:
+        super().__init__()
+        self.body, self.gate, self.each = encoder(), nn.Linear(16, 5), each
+        hidden_layers = [nn.Linear(16, 16), nn.ReLU()] if hidden else []
+        self.experts = nn.ModuleList(
+            nn.Sequential(*hidden_layers, nn.Linear(16, CLASSES)) for _ in range(5)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.body(x).mean((2, 3))
+        picked = self.gate(features).argmax(1)
+        if not self.each:
+            return self.experts[int(picked[0])](features)
+        scores = features.new_zeros(len(x), CLASSES)
+        for i in picked.unique():
+            scores[picked == i] = self.experts[i](features[picked == i])
+        return scores
+
+
+class Queries(nn.Module):
+    """ML-Decoder: a query for each class attends to the map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.queries = encoder(), nn.Parameter(torch.randn(CLASSES, 16))
+        self.attend = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.weight = nn.Parameter(torch.randn(CLASSES, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = self.body(x).flatten(2).transpose(1, 2)
+        answers, _ = self.attend(self.queries.expand(len(x), -1, -1), places, places)
+        return (answers * self.weight).sum(-1)
+
+
+def activated(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    scores = net.fc(net.body(x))
+    return scores.mean((2, 3)), scores
+
+
+def fc(reads: int, kernel: bool = False) -> nn.Module:
+    return nn.Conv2d(reads, CLASSES, 1) if kernel else nn.Linear(reads, CLASSES)
+
+
+class OwnLinear(nn.Module):
+    """A Linear that is no ``nn.Linear``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(CLASSES, 12)), nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+READ: dict[str, tuple[Callable[[], nn.Module], Oracle]] = {
+    "a classifier that runs often behind dropout": (
+        lambda: Function(dropped_often, body=encoder(), drop=nn.Dropout(0.2), fc=fc(16)),
+        ("body", "output", mean),
+    ),
+    "an expert for each image": (lambda: Experts(True), ("body", "output", mean)),
+    "an expert for the batch": (lambda: Experts(False), ("body", "output", mean)),
+    "experts of one layer": (lambda: Experts(False, False), ("body", "output", mean)),
+    "queries of classes": (Queries, ("attend", "output", lambda out: out[0].mean(1))),
+    "a Linear of the net's own": (
+        lambda: Function(lambda net, x: net.fc(net.body(x)), body=conv_net(12), fc=OwnLinear()),
+        ("body", "output", same),
+    ),
+    "a number for each image": (
+        lambda: Function(
+            lambda net, x: net.fc(net.body(x)).squeeze(1), body=conv_net(12), fc=nn.Linear(12, 1)
+        ),
+        ("fc", "input", same),
+    ),
+    "scores beside their map": (
+        lambda: Function(activated, body=encoder(), fc=fc(16, True)),
+        ("fc", "input", mean),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_what_an_expert_would_read_is_read_without_a_word(name: str) -> None:
+    build, oracle = READ[name]
+    check(build(), IMAGE, oracle)
+
+
+def flipped(net: Any, x: Tensor) -> Tensor:
+    return net.fc(net.body(x)) + net.fc(net.body(x.flip(-1)))
+
+
+def projected(net: Any, x: Tensor) -> Tensor:
+    return F.normalize(net.head(net.body(x)), dim=1)
+
+
+def mixed(net: Any, x: Tensor) -> Tensor:
+    features = net.body(x)
+    if net.training:
+        features = 0.7 * features + 0.3 * features[torch.randperm(len(x))]
+    return net.fc(features)
+
+
+def detached(net: Any, x: Tensor) -> Tensor:
+    return net.fc(net.late(F.relu(net.early(x)).detach()).mean((2, 3)))
+
+
+def distances(net: Any, x: Tensor) -> Tensor:
+    return torch.cdist(net.body(x), net.prototypes.weight)
+
+
+def lengths(net: Any, x: Tensor) -> Tensor:
+    return net.body(x).unflatten(1, (CLASSES, 4)).norm(dim=-1)
+
+
+def repeated(net: Any, x: Tensor) -> list[Tensor]:
+    x, scores = net.stem(x), []
+    for _ in range(3):
+        x = net.again(x)
+        scores.append(net.fc(x.mean((2, 3))))
+    return scores
+
+
+def head(*layers: nn.Module) -> nn.Module:
+    return nn.Sequential(*layers)
+
+
+TOLD: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "an image and its mirror image": (
+        lambda: Function(flipped, body=conv_net(12), fc=fc(12)),
+        "may be scores of layer 'fc', which runs 2 times",
+    ),
+    "a projection head": (
+        lambda: Function(
+            projected, body=conv_net(12), head=head(nn.Linear(12, 12), nn.ReLU(), fc(12))
+        ),
+        r"the input of layer 'head.0', .* vectors that it normalises.*hidden_layer=''",
+    ),
+    "a projection head that ends in a norm": (
+        lambda: nn.Sequential(
+            conv_net(12), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 16), nn.BatchNorm1d(16)
+        ),
+        r"the input of layer '1', .* vectors that it normalises.*hidden_layer='4'",
+    ),
+    "mixup within": (
+        lambda: Function(mixed, body=conv_net(12), fc=fc(12)),
+        "mixes the images of a batch",
+    ),
+    "a small part that is detached": (
+        lambda: Function(detached, early=block(3, 4), late=block(4, 64), fc=fc(64)),
+        "no gradient passes to what lies before layer 'late', 'early.0' among it",
+    ),
+    "distances to prototypes": (
+        lambda: Function(distances, body=conv_net(12), prototypes=nn.Embedding(CLASSES, 12)),
+        "is none that is known to give features",
+    ),
+    "lengths of capsules": (
+        lambda: Function(lengths, body=conv_net(4 * CLASSES)),
+        "is none that is known to give features",
+    ),
+    "scores of a block that is repeated": (
+        lambda: Function(repeated, stem=block(3, 12), again=block(12, 12, 1), fc=fc(12)),
+        "layer 'fc', which runs 3 times",
+    ),
+    "a convolution with a parameter": (
+        lambda: Function(
+            lambda net, x: F.conv2d(net.body(x), net.weights["all"][:, :, None, None]).mean((2, 3)),
+            body=encoder(),
+            weights=nn.ParameterDict({"all": torch.randn(CLASSES, 16)}),
+        ),
+        "its last step, Convolution",
+    ),
+    "images compared with each other": (
+        lambda: Function(
+            lambda net, x: net.fc((lambda y: (y @ y.t()).softmax(1) @ y)(net.body(x))),
+            body=conv_net(12),
+            fc=fc(12),
+        ),
+        "mixes the images of a batch",
+    ),
+    "one of several nets": (
+        lambda: Function(
+            lambda net, x: net.nets[int(x.mean() > 0.5)](x),
+            nets=nn.ModuleList(conv_net(12, classes=CLASSES) for _ in range(2)),
+        ),
+        "may be scores of layer 'nets.[01].8'",
+    ),
+    "products with a parameter": (
+        lambda: Function(
+            lambda net, x: net.body(x).relu() @ net.weights["all"],
+            body=conv_net(12),
+            weights=nn.ParameterDict({"all": torch.randn(12, CLASSES)}),
+        ),
+        "a product with a parameter",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_what_is_not_known_to_be_features_is_told_once(name: str) -> None:
+    build, words = TOLD[name]
+    with pytest.warns(UserWarning, match=words) as told:
+        wrap(build())
+    assert len(told) == 1
+    assert "hidden_layer=" in str(told[0].message)
+
+
+class Scaled(nn.Module):
+    """A net that prepares its images itself."""
+
+    def __init__(self, prepare: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.prepare, self.body = prepare, conv_net(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self.prepare(x))
+
+
+PREPARED: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    "for 0 to 255": (lambda x: (x - 120) / 58, 1 / 255),
+    "normalised": (lambda x: (x - 0.45) / 0.225, 1.0),
+    "to -1 to 1": (lambda x: 2 * x - 1, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", PREPARED)
+def test_a_net_that_normalises_once_more_is_told_what_to_give(name: str) -> None:
+    prepare, std = PREPARED[name]
+    images = torch.rand(4, *IMAGE)
+    learner = wrap(Scaled(prepare))
+    with pytest.warns(UserWarning, match="scales what it is fed itself.*std=") as told:
+        learner(images)
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learner(images)
+        wrap(Scaled(prepare), mean=(0, 0, 0), std=(std,) * 3)(images)
+
+
+def test_a_net_that_goes_on_from_normalised_images_is_not_told() -> None:
+    """As torchvision's GoogLeNet with its weights."""
+    wrap(Scaled(lambda x: 0.45 * x - 0.06))(torch.rand(4, *IMAGE))
+
+
+def test_images_mixed_before_the_first_layer_are_told() -> None:
+    with pytest.warns(UserWarning, match="mixes the images of a batch"):
+        wrap(Scaled(lambda x: 0.8 * x + 0.2 * x.flip(0)))
+
+
+class Masked(nn.Module):
+    """Of its patches it keeps some that it draws."""
+
+    def __init__(self, always: bool = True) -> None:
+        super().__init__()
+        self.patch, self.norm, self.always = nn.Conv2d(3, 12, 8, 8), nn.LayerNorm(12), always
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patch(x).flatten(2).transpose(1, 2)
+        order = torch.rand(tokens.shape[:2]) if self.always or self.training else tokens.mean(2)
+        kept = order.argsort(1)[:, :4, None].expand(-1, -1, 12)
+        return self.norm(tokens.gather(1, kept))
+
+
+def test_tokens_that_are_drawn_in_eval_mode_are_told() -> None:
+    with pytest.warns(UserWarning, match="another in each call"):
+        wrap(Masked())
+    wrap(Masked(always=False))
+
+
+class Answer:
+    """What some nets return: an object of no known kind."""
+
+    def __init__(self, **held: Tensor) -> None:
+        self.__dict__.update(held)
+
+
+def test_an_object_that_holds_scores_is_looked_into() -> None:
+    net = Function(lambda net, x: Answer(logits=net.fc(net.body(x))), body=conv_net(12), fc=fc(12))
+    check(net, IMAGE, ("fc", "input", same))
+
+
+def with_label(net: nn.Module) -> nn.Module:
+    def forward(x: Tensor, label: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    net.forward = forward  # type: ignore[method-assign]
+    return net
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "images and their mirror images as one batch": (
+        lambda: Function(
+            lambda net, x: (
+                net.fc(net.body(torch.cat([x, x.flip(3)]))).unflatten(0, (2, -1)).mean(0)
+            ),
+            body=conv_net(12),
+            fc=fc(12),
+        ),
+        "No layer gives an entry for each image.*wrap the part",
+    ),
+    "steps first": (
+        lambda: Function(
+            lambda net, x: net.fc(net.body(x).flatten(2).permute(2, 0, 1)),
+            body=encoder(),
+            fc=fc(16),
+        ),
+        r"There are .*hidden_layer='body' \(B, 16, 8, 8\)",
+    ),
+    "channels last": (
+        lambda: Function(lambda net, x: net.body(x.permute(0, 3, 1, 2)), body=conv_net(12)),
+        r"takes \(B, H, W, C\): wrap it in a module whose forward",
+    ),
+    "labels, too": (lambda: with_label(conv_net(12)), "takes images alone"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_says_what_to_do(name: str) -> None:
+    build, words = REFUSED[name]
+    with pytest.raises(ValueError, match=words):
+        wrap(build())
+
+
+KNOWN: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "a norm": lambda net, x: net.norm(net.body(x).mean((2, 3))),
+    "a gate": lambda net, x: (lambda y: y * y.mean((2, 3), keepdim=True).sigmoid())(net.body(x)),
+    "a sum over places": lambda net, x: net.body(x).sum((2, 3)),
+    "several joined": lambda net, x: (
+        (lambda y: torch.cat([y.mean((2, 3)), y.amax((2, 3))], 1))(net.body(x))
+    ),
+    "a length of 1": lambda net, x: F.normalize(net.body(x).mean((2, 3))),
+    "generalised mean": lambda net, x: (net.body(x) + 1e-3).pow(3).mean((2, 3)).pow(1 / 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_features_are_known(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learner = wrap(Function(KNOWN[name], body=encoder(), norm=nn.LayerNorm(16)))
+    assert learner.representation is not None
+    assert learner.representation.layer == ""
