@@ -27,11 +27,6 @@ def test_few_labels_are_as_many_of_each_class(noregret: Any) -> None:
     assert not torch.equal(draws[0], draws[1])
 
 
-def test_views_are_found_again(noregret: Any) -> None:
-    assert noregret.found_again(torch.eye(4), torch.eye(4)) == 1
-    assert noregret.found_again(torch.eye(4), torch.eye(4).roll(1, 0)) == 0
-
-
 def test_a_spectrum_that_falls_as_a_power_has_its_slope(noregret: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(300, 60, generator=generator))[0]
