@@ -465,12 +465,12 @@ class Spectral(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.up = nn.Conv2d(3, 6, 1)
-        self.weight = nn.Parameter(torch.randn(6, 12, dtype=torch.cfloat))
+        self.weight = nn.Parameter(torch.randn(6, 12, 32, 17, dtype=torch.cfloat))
         self.head = nn.Linear(12, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         frequencies = torch.fft.rfft2(self.up(x))
-        mixed = torch.einsum("bchw,cd->bdhw", frequencies, self.weight)
+        mixed = torch.einsum("bchw,cdhw->bdhw", frequencies, self.weight)
         values: Tensor = self.head(torch.fft.irfft2(mixed).relu().mean((2, 3)))
         return values
 
