@@ -142,6 +142,11 @@ class Pace:
             step.fill_(self.updates)
             self.left(step)
 
+    def hand_out(self, step: Tensor) -> None:
+        """Give the buffer to somebody, who may write into it: it is read before it is used."""
+        self.mend(step)
+        self._was_read = False
+
     def left(self, step: Tensor) -> None:
         """Whoever writes into the buffer from now on is another."""
         self._version = _version(step)

@@ -251,7 +251,7 @@ class Learner(Following):
             about = getattr(self, "predictor", None), self._attachment.optimizer, self.pretrained
             self._watch.step(Run(decay, *about), self, self.net)
             if self.has_target:
-                self.target.freeze_statistics_as(self.online)
+                self.target.set_as(self.online)
         self._watch.forget_batch()
         return views
 

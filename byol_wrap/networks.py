@@ -75,7 +75,7 @@ class Wrapper(Checkpointed):
             raise TypeError(
                 f"net is a learner already: wrap the net in it, {type(self).__name__}(learner.net)."
             )
-        check_net(net)
+        check_net(net, type(self).__name__)
         hidden_layer = plain_integer(hidden_layer)
         guesses = possible_channels(net) if channels is None else [check_channels(channels)]
         self._channels = guesses[0]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from byol_wrap.backbone.copying import copy_net
 from byol_wrap.backbone.encoder import Encoder, float_parameter, freeze
@@ -79,15 +80,19 @@ class Target(Encoder):
             left |= {name for name in own if name in given and _is_empty(given[name])}
         return {name: own[name] for name in left if name in given}
 
-    def freeze_statistics_as(self, online: Encoder) -> None:
-        """Keep BatchNorm layers in eval mode where the online network's are, put there on purpose.
+    def set_as(self, online: Encoder) -> None:
+        """Follow what is set while training goes on: shares that are dropped, and frozen BatchNorm.
 
-        The target is in the mode of its learner otherwise.
+        BatchNorm layers are in eval mode where the online network's are, put there on purpose; the
+        target is in the mode of its learner otherwise.
         """
         pairs = zip(self.net.modules(), online.net.modules(), strict=False)
         for ours, theirs in pairs:
-            if isinstance(ours, _BatchNorm) and ours.training != theirs.training:
-                ours.train(theirs.training)
+            if isinstance(ours, _BatchNorm):
+                if ours.training != theirs.training:
+                    ours.train(theirs.training)
+            elif isinstance(ours, _DropoutNd) and isinstance(theirs, _DropoutNd):
+                ours.p = theirs.p
 
     def check_is_on(self, device: torch.device) -> None:
         """Raise RuntimeError where the online network is on another device."""

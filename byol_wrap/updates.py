@@ -67,9 +67,11 @@ class Following(Wrapper):
 
     @property
     def step(self) -> Tensor:
-        """A buffer: how many updates the target has had. Reading it waits for the device."""
-        pace = self._schedule("step")
-        pace.mend(self._kept_count())
+        """A buffer: how many updates the target has had. Reading it waits for the device.
+
+        Whoever writes a larger number into it goes on from there; a smaller one is mended.
+        """
+        self._schedule("step").hand_out(self._kept_count())
         return self._kept_count()
 
     @property

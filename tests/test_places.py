@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -602,3 +603,32 @@ def test_what_is_not_known_yet_is_not_exported() -> None:
     learner = Learner(conv_net(6), projector=nn.Linear(6, 4))
     with pytest.raises(RuntimeError, match="nothing to export: give image_size="):
         torch.export.export(Embedder(learner), (images(),), strict=False)
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_what_is_no_plain_net_is_refused_in_the_method_s_own_name(name: str) -> None:
+    parallel = nn.DataParallel(conv_net(6))
+    with pytest.raises(TypeError, match=rf"wrap the plain net, {name}\(net\.module\)"):
+        make(name, net=parallel)
+    held = types.SimpleNamespace(model=conv_net(6))
+    with pytest.raises(TypeError, match=rf"the net in it is net\.model: {name}\(net\.model\)"):
+        make(name, net=held)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["BYOL", "MoCo"])
+def test_the_target_drops_as_much_as_the_net_does_by_now(name: str) -> None:
+    dropout = nn.Dropout(0.1)
+    learner = make(name, net=nn.Sequential(conv_net(6), dropout, nn.Linear(6, 6)))
+    learner(torch.rand(4, 3, 32, 32))
+    dropout.p = 0.5
+    learner(torch.rand(4, 3, 32, 32))
+    assert learner.target.net[1].p == 0.5
+
+
+def test_a_number_of_updates_that_is_written_is_gone_on_from() -> None:
+    learner = make("BYOL", total_steps=100)
+    [learner.update_moving_average() for _ in range(3)]
+    learner.step.fill_(50)
+    assert learner.tau == pytest.approx(0.995)
+    learner.update_moving_average()
+    assert learner.step == 51

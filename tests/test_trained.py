@@ -283,3 +283,29 @@ def test_looks_end_after_a_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("byol_wrap.guard.trained.parts", no_more)
     train(learner, SGD(learner.parameters(), lr=0.1), steps=4)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("name", ["BYOL", "MoCo"])
+def test_parameters_of_ones_own_that_the_target_does_not_follow_are_told(
+    monkeypatch: pytest.MonkeyPatch, name: str, copied: bool
+) -> None:
+    monkeypatch.setattr("byol_wrap.guard.pacing.LOOKS", 6)
+    learner = make(name)
+    trained = {n: p.detach().clone() for n, p in learner.named_parameters() if p.requires_grad}
+    trained = {name: value.requires_grad_() for name, value in trained.items()}
+    optimizer = SGD(trained.values(), lr=0.1)
+
+    def run() -> None:
+        for _ in range(8):
+            torch.func.functional_call(learner, trained, images()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if copied:
+                learner.load_state_dict(trained, strict=False)
+            learner.update_moving_average()
+
+    if copied:
+        run()
+    else:
+        told(run, "run with other parameters than its own")

@@ -136,8 +136,12 @@ def freeze(module: nn.Module) -> None:
         parameter.requires_grad = False
 
 
-def check_net(net: nn.Module) -> None:
+def check_net(net: nn.Module, method: str = "BYOL") -> None:
     """Refuse what a learner cannot wrap.
+
+    Args:
+        net: what is to be wrapped.
+        method: the learner's name, for the message.
 
     Raises:
         TypeError: not a module, or one that cannot be read or trained: a DDP or DataParallel
@@ -145,17 +149,17 @@ def check_net(net: nn.Module) -> None:
             one whose ``train`` is no mode.
         ValueError: nothing in it can be trained.
     """
-    check_module(net)
+    check_module(net, method)
     if isinstance(net, nn.parallel.DistributedDataParallel | nn.DataParallel):
         raise TypeError(
             f"net is wrapped in {type(net).__name__}, which must see the learner's whole forward: "
-            "wrap the plain net, BYOL(net.module), and then the learner, "
+            f"wrap the plain net, {method}(net.module), and then the learner, "
             "DistributedDataParallel(learner)."
         )
     if any(m._compiled_call_impl is not None or hasattr(m, "_orig_mod") for m in net.modules()):
         raise TypeError(
             "net is compiled already, which hides its layers: wrap the plain net and compile the "
-            "learner, torch.compile(BYOL(net)). torch.compile(net) keeps the plain net as "
+            f"learner, torch.compile({method}(net)). torch.compile(net) keeps the plain net as "
             "net._orig_mod."
         )
     if any(is_lazy(tensor) for tensor in (*net.parameters(), *net.buffers())):

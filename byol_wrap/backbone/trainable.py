@@ -13,13 +13,14 @@ PREPARED = "FloatFunctional"  # an addition in floats, of a net that may be quan
 QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
 
 
-def check_module(net: Any) -> None:
+def check_module(net: Any, method: str) -> None:
     """Raise TypeError for what is no net but holds one, or has a ``train`` that is no mode.
 
     Some libraries hand out an object around a net; its ``train`` may start a training of its own.
     """
     if not isinstance(net, nn.Module):
-        raise TypeError(f"net should be an nn.Module, got {type(net).__name__}{_way_to_net(net)}.")
+        way = _way_to_net(net, method)
+        raise TypeError(f"net should be an nn.Module, got {type(net).__name__}{way}.")
     for name, module in net.named_modules():
         if type(module).train is not nn.Module.train and not _switches(module.train):
             inner = _inner(module)
@@ -28,11 +29,11 @@ def check_module(net: Any) -> None:
                 raise TypeError(
                     f"{type(module).__name__}.train{inspect.signature(module.train)} is not that "
                     "of an nn.Module, which sets a mode, and may start a training of its own. Wrap "
-                    f"the net in it: BYOL({path})."
+                    f"the net in it: {method}({path})."
                 )
 
 
-def _way_to_net(thing: Any) -> str:
+def _way_to_net(thing: Any, method: str) -> str:
     """How what is no net becomes one, for the end of a message; empty where that is not known."""
     inner = _inner(thing)
     if inspect.isclass(thing) or inspect.isroutine(thing):
@@ -41,7 +42,7 @@ def _way_to_net(thing: Any) -> str:
         return f"; make the net first: torchvision.models.get_model({thing!r})"
     if isinstance(thing, Mapping):
         return "; load the weights into a net first: net.load_state_dict(weights)"
-    return "" if inner is None else f"; the net in it is net.{inner}: BYOL(net.{inner})"
+    return "" if inner is None else f"; the net in it is net.{inner}: {method}(net.{inner})"
 
 
 def _inner(holder: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""Notices a target that is updated more often than its online network is."""
+"""Notices a target that is updated more often than its online network is, or by another one."""
 
 from itertools import chain
 
@@ -16,6 +16,13 @@ MESSAGE = (
     "no weight changed, and each moves the target and counts. Call it after optimizer.step() "
     "alone, not after each batch that is added up; or learner.attach(optimizer) once."
 )
+ELSEWHERE_MESSAGE = (
+    "The learner is run with other parameters than its own, as torch.func.functional_call does, so "
+    "that in {} of {} updates update_moving_average() found its own unchanged: the target follows "
+    "what is not trained. Copy what is trained into the learner before each update, such as "
+    "learner.load_state_dict(parameters, strict=False), and give the functional call the learner's "
+    "own target."
+)
 
 
 class PacingWatch:
@@ -25,6 +32,12 @@ class PacingWatch:
         self._looks = 0
         self._stale = 0
         self._writes = -1
+        self._run_with = 0  # whose id, when a step began
+        self._elsewhere = 0
+
+    def begins(self, learner: nn.Module) -> None:
+        """A training step begins."""
+        self._run_with = _first(learner)
 
     def too_often(self, learner: nn.Module) -> str:
         """What to say when an update by hand was made; "" where nothing is to be said.
@@ -36,7 +49,15 @@ class PacingWatch:
         before = self._writes
         self._writes = sum(writes(chain(*parts(learner).values())))
         self._looks += 1
-        self._stale += self._writes == before
+        is_stale = self._writes == before
+        self._stale += is_stale
+        self._elsewhere += is_stale and self._run_with not in (0, _first(learner))
+        if self._looks == LOOKS and self._elsewhere > LOOKS // 2:
+            return ELSEWHERE_MESSAGE.format(self._elsewhere, LOOKS)
         if self._looks < LOOKS or self._stale < SHARE * LOOKS or LOOKS - self._stale < FRESH:
             return ""
         return MESSAGE.format(self._stale, LOOKS)
+
+
+def _first(learner: nn.Module) -> int:
+    return id(next(learner.parameters()))

@@ -106,6 +106,7 @@ class Watch:
             return
         self._steps += 1
         self._steps_since_update += 1
+        self._pacing.begins(learner)
         limit = STEPS_WITHOUT_UPDATE * (1 if run.optimizer is None else WHEN_ATTACHED)
         still = self._steps_since_update > limit and "still" not in self._warned
         if still and (tau := run.tau) is not None and tau < 1:
