@@ -70,6 +70,10 @@ class Sample:
         """Whether comparing it is no wait."""
         return self._values is None or self._values.has_come
 
+    def read(self) -> list[float]:
+        """The values, one parameter's after another's."""
+        return [] if self._values is None else self._values.read()
+
     def moved(self, other: "Sample") -> list[float] | None:
         """How far each parameter has moved since another sample, relative to its size.
 

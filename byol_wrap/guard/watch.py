@@ -9,6 +9,7 @@ from torch.nn.parameter import is_lazy
 
 from byol_wrap.evaluation.health import Outputs
 from byol_wrap.guard.alike import AlikeWatch
+from byol_wrap.guard.apart import ApartWatch
 from byol_wrap.guard.collapse import CollapseWatch, Run, message
 from byol_wrap.guard.drift import Drift, drift_message
 from byol_wrap.guard.gradients import GradientsWatch
@@ -48,6 +49,7 @@ class Watch:
         self._alike = AlikeWatch()
         self._still = StillWatch()
         self._jump = JumpWatch()
+        self._apart = ApartWatch()
         self._pairs = PairsWatch()
         self._key: Tensor | None = None
         self._seen: deque[tuple[Tensor, Tensor]] = deque(maxlen=8)
@@ -127,6 +129,8 @@ class Watch:
             self.warn(*left_out)
         if stands_still := self._still.stands_still(learner, updates):
             self.warn("net", stands_still)
+        if apart := self._apart.apart(learner):
+            self.warn("apart", apart)
         if jumped := self._jump.jumped(learner):
             self.warn(*jumped)
         outputs = self.outputs

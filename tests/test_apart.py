@@ -1,0 +1,54 @@
+"""Processes that each train weights of their own are told so; those that train one net are not."""
+
+import warnings
+from pathlib import Path
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from leaving import leave
+from methods import PAPERS, make
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+SOON = {"AT": 4, "LOOK_EVERY": 2, "UNTIL": 16}
+
+
+def train(run: nn.Module, rank: int) -> list[str]:
+    """Twelve steps, each process on images of its own; what was warned of."""
+    optimizer = torch.optim.SGD([p for p in run.parameters() if p.requires_grad], lr=0.1)
+    generator = torch.Generator().manual_seed(rank)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(12):
+            optimizer.zero_grad()
+            run(torch.rand(8, 3, 32, 32, generator=generator)).backward()
+            optimizer.step()
+            dist.barrier()
+    return [str(w.message) for w in caught]
+
+
+def worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    found = {}
+    with mock.patch.multiple("byol_wrap.guard.apart", **SOON):
+        for name in PAPERS:
+            found[name] = train(make(name), rank)
+            found[f"{name}, as one"] = train(DistributedDataParallel(make(name)), rank)
+        learner = make("BYOL")
+        beside = DistributedDataParallel(learner.net)
+        found["around the net"] = train(learner, rank)
+        del beside
+    torch.save(found, f"{folder}/{rank}")
+    leave()
+
+
+def test_processes_that_train_apart_are_told(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        found = torch.load(tmp_path / str(rank))
+        for kind, messages in found.items():
+            told = [m for m in messages if "of 2 processes each trains weights of its own" in m]
+            assert len(messages) == len(told) == ("as one" not in kind), (kind, messages)
+            assert all("wrap the learner" in message for message in told)
