@@ -397,6 +397,26 @@ def test_ddp_of_a_module_that_holds_a_learner_says_what_to_do(name: str, group: 
             parallel(images()).backward()
 
 
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("name", PAPERS)
+def test_ddp_of_a_learner_that_was_loaded_before_it_ran_says_what_to_do(
+    name: str, known: bool, group: None
+) -> None:
+    saved, learner = make(name, None), make(name, None)
+    saved.embed(torch.rand(4, 3, 32, 32))
+    learner.load_state_dict(saved.state_dict())
+    if known:
+        learner.embed(torch.rand(4, 3, 32, 32))
+    parallel = DistributedDataParallel(learner)
+    if known:
+        [parallel(torch.rand(4, 3, 32, 32)).backward() for _ in range(2)]
+        return
+    with pytest.raises(
+        RuntimeError, match=r"such as 'online\.net\..* learner\.embed\(images\) once"
+    ):
+        parallel(torch.rand(4, 3, 32, 32)).backward()
+
+
 def test_ddp_whose_classifier_is_trained_by_another_loss_is_left_alone(group: None) -> None:
     class Both(Holder):
         def forward(self, x: Tensor) -> Tensor:

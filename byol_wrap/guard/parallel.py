@@ -21,19 +21,22 @@ def check_gradients_come(learner: nn.Module, unused: Sequence[str], loss: Tensor
         Whether there was anything to see to.
     """
     parallel = getattr(DistributedDataParallel, "_active_ddp_module", None)
-    if parallel is None or parallel.module is learner or not unused or not loss.requires_grad:
+    if parallel is None or not unused or not loss.requires_grad:
         return False
     settled = parallel.find_unused_parameters or parallel.static_graph
     if settled or not parallel.require_backward_grad_sync:
         return False
     holder = parallel.module
     path = next((name for name, module in holder.named_modules() if module is learner), None)
+    prefix = f"{path}." if path else ""
     waiting = [
-        (f"{path}.{name}", learner.get_parameter(name))
+        (prefix + name, learner.get_parameter(name))
         for name in unused
-        if f"{path}.{name}" not in parallel.parameters_to_ignore
+        if prefix + name not in parallel.parameters_to_ignore
     ]
     waiting = [(name, parameter) for name, parameter in waiting if parameter.requires_grad]
+    if not waiting:
+        return False
 
     def at_the_end() -> None:
         missing = [name for name, parameter in waiting if parameter.grad is None]
@@ -49,6 +52,13 @@ def check_gradients_come(learner: nn.Module, unused: Sequence[str], loss: Tensor
 
 def message(holder: str, path: str, missing: Sequence[str]) -> str:
     """What to say of them."""
+    if not path:
+        return (
+            f"DistributedDataParallel({holder}) waits for gradients that never come: "
+            f"{len(missing)} parameters, such as {missing[0]!r}, lie behind the representation, "
+            "which was not known yet when the learner was wrapped. Give image_size=, or call "
+            "learner.embed(images) once before DistributedDataParallel wraps it."
+        )
     return (
         f"DistributedDataParallel({holder}) waits for gradients that never come: {len(missing)} "
         f"parameters, such as {missing[0]!r}, lie behind the representation. Name them before it "
