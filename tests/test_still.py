@@ -164,7 +164,7 @@ def test_steps_that_half_precision_loses_are_told() -> None:
             learner(view1, view2).backward()
             optimizer.step()
 
-    told(run, r"at a learning rate of 1e-09\. Steps that are small are lost in half precision")
+    told(run, r"at a learning rate of 1e-09\. Was the rate lowered by a scheduler")
 
 
 # What is sound

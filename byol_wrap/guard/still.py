@@ -30,8 +30,9 @@ RATE_MESSAGE = (
 )
 LOST_MESSAGE = (
     "For {} training steps no weight has moved, although an optimizer steps at a learning rate of "
-    "{:g}. Steps that are small are lost in half precision: keep the weights in float32 and use "
-    "torch.autocast. Are all gradients 0, or is every step skipped by a GradScaler?"
+    "{:g}. Was the rate lowered by a scheduler that counts epochs and is stepped after each batch? "
+    "Are the weights in half precision, which loses small steps (keep them in float32 and use "
+    "torch.autocast)? Are all gradients 0, or is every step skipped by a GradScaler?"
 )
 
 

@@ -20,6 +20,7 @@ from byol_wrap.guard.pacing import PacingWatch
 from byol_wrap.guard.pairs import PairsWatch
 from byol_wrap.guard.still import StillWatch
 from byol_wrap.guard.trained import HEADS_MESSAGE, NET, TrainedWatch, in_no_optimizer, parts
+from byol_wrap.guard.weighed import WeighedWatch
 from byol_wrap.warning import warn
 
 STEPS_WITHOUT_UPDATE = 100  # after how many a learner says that its target stands still
@@ -50,6 +51,7 @@ class Watch:
         self._still = StillWatch()
         self._jump = JumpWatch()
         self._apart = ApartWatch()
+        self._weighed = WeighedWatch()
         self._pairs = PairsWatch()
         self._key: Tensor | None = None
         self._seen: deque[tuple[Tensor, Tensor]] = deque(maxlen=8)
@@ -131,6 +133,8 @@ class Watch:
             self.warn("net", stands_still)
         if apart := self._apart.apart(learner):
             self.warn("apart", apart)
+        if weighed := self._weighed.told():
+            self.warn(*weighed)
         if jumped := self._jump.jumped(learner):
             self.warn(*jumped)
         outputs = self.outputs
@@ -162,6 +166,7 @@ class Watch:
         self._trained.follow(loss)
         self._gradients.follow(loss, learner)
         self._still.follow(loss)
+        self._weighed.follow(loss)
         if _is_readable(loss) and not _is_finite(loss.detach()):
             self._warn_of_not_finite("The loss", self._steps)
 
