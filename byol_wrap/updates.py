@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from byol_wrap.attachment import Attachment, check_trains, innermost
 from byol_wrap.backbone.encoder import freeze
 from byol_wrap.ema import Pace
-from byol_wrap.guard.checkpoint import FED, differences
+from byol_wrap.guard.checkpoint import FED, differences, nothing_fits
 from byol_wrap.guard.inputs import bytes_explained, check_not_captured, is_in_backward
 from byol_wrap.guard.start import Start
 from byol_wrap.networks import Wrapper
@@ -239,6 +239,9 @@ class Following(Wrapper):
         return self
 
     def _state_is_loaded(self, given: Mapping[str, Any], fed: Any) -> None:
+        own = (*self.named_parameters(), *self.named_buffers())
+        if given and given.keys().isdisjoint(name for name, _ in own):
+            self._watch.warn("nothing", nothing_fits(given))
         if any(name.startswith("target.") for name in given):
             self._start = None  # it says where the target is
         if fed is not None:

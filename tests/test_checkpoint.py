@@ -408,3 +408,17 @@ def test_a_process_killed_while_saving_leaves_the_last_good_checkpoint(
         assert all((loaded[key] == last).all() for key in loaded if key != "fed")
     learner.load_state_dict(make_method(name).state_dict())
     learner(torch.rand(8, 3, 32, 32)).backward()
+
+
+@pytest.mark.parametrize("name", PAPERS)
+@pytest.mark.parametrize(
+    ("prefix", "advice"),
+    [("module.", "strip 'module"), ("encoder.", "learner.net.load_state_dict")],
+)
+def test_a_state_of_which_nothing_is_loaded_is_told(name: str, prefix: str, advice: str) -> None:
+    learner = make_method(name)
+    state = learner.state_dict()
+    with pytest.warns(UserWarning, match=f"Nothing was loaded: .*{advice}"):
+        learner.load_state_dict({prefix + k: v for k, v in state.items()}, strict=False)
+    learner.load_state_dict(dict(list(state.items())[:1]), strict=False)
+    learner.load_state_dict({}, strict=False)

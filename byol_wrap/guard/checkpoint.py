@@ -49,13 +49,28 @@ def check_fits(
         problems += [f"{name!r} is not in the learner" for name in given if name not in own]
     if not problems:
         return
-    hints = [hint for prefix, hint in FOREIGN.items() if any(k.startswith(prefix) for k in given)]
+    hints = foreign(given)
     if given.keys() == set(net_keys):
         hints = ["It looks like the backbone's own: learner.net.load_state_dict(...)."]
     hints.append("Wrap the net, and with the arguments, that the checkpoint was saved with.")
     raise RuntimeError(
         f"The checkpoint does not fit, and the learner is left as it was: {problems[0]} "
         f"({len(problems)} in all differ). {hints[0]}"
+    )
+
+
+def foreign(given: Iterable[str]) -> list[str]:
+    """What to do about names of others' states."""
+    return [hint for prefix, hint in FOREIGN.items() if any(k.startswith(prefix) for k in given)]
+
+
+def nothing_fits(given: Iterable[str]) -> str:
+    """What to say where a state, loaded with strict=False, has no name in common with a learner."""
+    names = ", ".join(map(repr, list(given)[:3]))
+    instead = [*foreign(given), "A backbone's own is loaded by learner.net.load_state_dict(...)."]
+    return (
+        f"Nothing was loaded: none of the state's names, such as {names}, is the learner's. "
+        f"{instead[0]}"
     )
 
 
