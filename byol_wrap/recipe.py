@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from operator import index
 from typing import Any, Literal
@@ -28,6 +28,11 @@ OPTIMIZERS: dict[Algorithm, Callable[[Any, float], Optimizer]] = {
     "AdamW": AdamW,
     "SGD": partial(SGD, momentum=0.9),
     "LARS": LARS,
+}
+ONLY_OF = {  # settings that not every method has
+    "moving_average_decay": "of a target network",
+    "decay_rises": "of a target network",
+    "projection_hidden_size": "of heads that would be wider",
 }
 REMIND_AFTER = 20  # steps of the optimizer in which the scheduler took none
 
@@ -79,6 +84,14 @@ class TrainingRecipe:
             raise ValueError(
                 f"algorithm should be 'AdamW', 'SGD' or 'LARS', got {self.algorithm!r}."
             )
+
+    def __str__(self) -> str:
+        """A setting a line; of those that some methods have no use for, which ones do."""
+        lines = [type(self).__name__]
+        for field in fields(self):
+            of = f"  ({ONLY_OF[field.name]})" if field.name in ONLY_OF else ""
+            lines.append(f"  {field.name:24}{_shown(getattr(self, field.name))}{of}")
+        return "\n".join(lines)
 
     def at_rate(self, learning_rate: float) -> "TrainingRecipe":
         """The same with another highest rate of the heads; the backbone's changes in proportion."""
@@ -248,3 +261,10 @@ def training_recipe(
 def _between(short: float, long: float, length: float) -> float:
     """A value for a length in [0, 1], on a logarithmic scale."""
     return math.pow(short, 1 - length) * math.pow(long, length)
+
+
+def _shown(value: Any) -> str:
+    """A setting as it is read: no more digits than tell."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_shown, value))})"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

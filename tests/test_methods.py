@@ -457,3 +457,43 @@ def layers(head: nn.Module) -> list[str]:
         else:
             words.append(type(layer).__name__)
     return words
+
+
+class Spectral(nn.Module):
+    """Mixes channels of each frequency by complex weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Conv2d(3, 6, 1)
+        self.weight = nn.Parameter(torch.randn(6, 12, 32, 17, dtype=torch.cfloat))
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        frequencies = torch.fft.rfft2(self.up(x))
+        mixed = torch.einsum("bchw,cdhw->bdhw", frequencies, self.weight)
+        values: Tensor = self.head(torch.fft.irfft2(mixed).relu().mean((2, 3)))
+        return values
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+@pytest.mark.parametrize("name", METHODS)
+def test_complex_weights_are_read_and_trained(
+    name: str, pretrained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("byol_wrap.guard.drift.WINDOW", 2)
+    net = Spectral()
+    learner = make(name, net=net, pretrained=pretrained)
+    assert learner.representation is not None
+    assert (learner.representation.where, learner.representation.size) == (
+        "the input of layer 'head'",
+        12,
+    )
+    before = net.weight.detach().clone()
+    optimizer = torch.optim.SGD(learner.parameters(), lr=1e-4)
+    for _ in range(4):
+        learner(torch.rand(8, 3, 32, 32)).backward()
+        optimizer.step()
+        learner.update_moving_average()
+    assert not torch.equal(net.weight, before)
+    if learner.has_target:
+        assert not torch.equal(learner.target.net.weight, before)

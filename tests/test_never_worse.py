@@ -1,6 +1,6 @@
 """A pretrained net: how it is told, and how it is treated."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -263,6 +263,21 @@ def test_rates_of_a_recipe_rise_and_fall() -> None:
     assert max(backbone) == pytest.approx(recipe.backbone_learning_rate)
     assert backbone[: recipe.heads_alone] == [0] * recipe.heads_alone
     assert heads.index(max(heads)) == recipe.warmup_steps
+
+
+def test_a_recipe_is_read_a_setting_a_line() -> None:
+    recipe = replace(training_recipe(conv_net(), 32, steps=300), learning_rate=0.1 + 0.2)
+    title, *lines = str(recipe).splitlines()
+    assert title == "TrainingRecipe"
+    assert [line.split()[0] for line in lines] == [field.name for field in fields(recipe)]
+    assert max(map(len, lines)) < 80
+    said = {name: " ".join(rest) for name, *rest in map(str.split, lines)}
+    assert said["learning_rate"] == "0.3"
+    assert said["crop_area"] == "(0.7, 1)"
+    assert said["moving_average_decay"] == "0.9 (of a target network)"
+    assert said["projection_hidden_size"] == "2048 (of heads that would be wider)"
+    assert "of a target" not in said["weight_decay"]
+    assert eval(repr(recipe), {"TrainingRecipe": type(recipe)}) == recipe
 
 
 def test_simsiams_predictor_keeps_its_rate() -> None:

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, TensorDataset
 
 from byol_wrap import BYOL, knn_accuracy, linear_probe
+from byol_wrap.data import ImageFiles, decoding
 from byol_wrap.evaluation import Verdict, comparison, extract_features, verdict
 from byol_wrap.evaluation.draws import jackknife_interval, partition, student_quantile
 
@@ -326,6 +327,38 @@ def test_folder_of_classes(held, tmp_path):
     (tmp_path / "cats" / "zz.png").write_bytes(b"no picture")
     with pytest.warns(UserWarning, match=r"cannot be read: .*cats/zz\.png"):
         assert verdict(before, learner, tmp_path, image_size=12, draws=8) == expected
+
+
+def own_size(image, size):
+    """A picture as wide as it is."""
+    return decoding.pixels(image)
+
+
+def test_files_of_classes_are_read_as_a_folder_is(held, tmp_path):
+    before, learner, images, labels = held
+    sizes = []
+    for n, (image, label) in enumerate(zip(images, labels, strict=True)):
+        folder = tmp_path / ("cats", "dogs")[label]
+        folder.mkdir(exist_ok=True)
+        pixels = (255 * image).byte().permute(1, 2, 0)[:, : 12 - n % 2].numpy()
+        Image.fromarray(pixels).save(folder / f"{n:02}.png")
+        sizes.append(pixels.shape)
+    expected = verdict(before, learner, tmp_path, image_size=12, draws=8)
+    files = ImageFiles(tmp_path, 12)
+    assert verdict(before, learner, files, draws=8) == expected
+    assert verdict(before, learner, ImageFiles(tmp_path, 16), image_size=12, draws=8) == expected
+    (tmp_path / "cats" / "zz.png").write_bytes(b"no picture")
+    Image.new("RGB", (12, 12)).save(tmp_path / "of no class.png")
+    with pytest.warns(UserWarning, match=r"cannot be read: .*cats/zz\.png"):
+        assert verdict(before, learner, ImageFiles(tmp_path, 12), draws=8) == expected
+    assert len(set(sizes)) == 2
+    each = ImageFiles(tmp_path, 12, prepare=own_size)
+    with pytest.warns(UserWarning, match="cannot be read"):
+        assert verdict(before, learner, each, draws=8).images == 24
+    features, given = extract_features(learner, each)
+    assert len(features) == len(given) == 26
+    with pytest.raises(ValueError, match="have no classes"):
+        verdict(before, learner, ImageFiles(tmp_path / "cats", 12))
 
 
 @pytest.mark.parametrize("kind", ["net", "state", "learner"])

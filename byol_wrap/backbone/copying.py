@@ -59,7 +59,7 @@ def undisturbed(net: nn.Module, device: torch.device) -> Iterator[None]:
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []), eval_mode(net):
             for parameter, _ in asked:
-                if parameter.is_floating_point():
+                if parameter.is_floating_point() or parameter.is_complex():
                     parameter.requires_grad_(True)
             yield
     finally:

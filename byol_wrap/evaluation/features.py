@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from byol_wrap.backbone.modes import eval_mode
+from byol_wrap.data import ImageFiles, collate
 from byol_wrap.evaluation.batches import Labels, describe, read_batch
 
 BATCH_SIZE = 64  # of a data set that comes without a loader
@@ -107,7 +108,8 @@ def gather(
 ) -> tuple[list[Tensor], Labels | None]:
     """Features of each of several models, from one pass over a loader; and the labels."""
     if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
-        loader = DataLoader(loader, BATCH_SIZE)
+        together = collate if isinstance(loader, ImageFiles) else None
+        loader = DataLoader(loader, BATCH_SIZE, collate_fn=together)
     features: list[list[Tensor]] = [[] for _ in readers]
     labels: list[Labels] = []
     batches = 0

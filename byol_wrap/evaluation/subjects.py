@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from byol_wrap.evaluation.batches import Labels, as_labels, describe
 from byol_wrap.evaluation.features import BATCH_SIZE, Reader, gather, is_learner, reader, unwrapped
 
 Subject = nn.Module | Tensor | Mapping[str, Any]
+Images = Tensor | list[Tensor]  # (N, C, H, W), or (C, H, W) each
 
 
 def features_of(
@@ -55,8 +56,10 @@ def batches(data: Any, labels: Any, image_size: int | None) -> Iterable[Any]:
         TypeError, ValueError: no images, or none that can be understood.
     """
     if isinstance(data, str | Path):
-        data, labels = read_folder(Path(data), image_size)
-    elif isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor):
+        return _in_batches(*read_folder(Path(data), image_size))
+    if isinstance(data, ImageFiles) and labels is None:
+        return _in_batches(*read_files(data if image_size is None else data.at(image_size)))
+    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor):
         data, labels = data
     if isinstance(data, Tensor):
         if labels is None:
@@ -64,8 +67,7 @@ def batches(data: Any, labels: Any, image_size: int | None) -> Iterable[Any]:
         given = as_labels(labels)
         if len(given) != len(data):
             raise ValueError(f"There are {len(data)} images, but {len(given)} labels.")
-        parts = range(0, len(data), BATCH_SIZE)
-        return [(data[k : k + BATCH_SIZE], given[k : k + BATCH_SIZE]) for k in parts]
+        return _in_batches(data, given)
     if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
         raise TypeError(
             "The labelled images should be a tensor with labels=, a loader or data set of (images, "
@@ -74,7 +76,12 @@ def batches(data: Any, labels: Any, image_size: int | None) -> Iterable[Any]:
     return data if isinstance(data, Iterable) else DataLoader(data, BATCH_SIZE)
 
 
-def read_folder(folder: Path, size: int | None) -> tuple[Tensor, list[str]]:
+def _in_batches(images: Images, labels: Labels) -> list[tuple[Images, Labels]]:
+    starts = range(0, len(images), BATCH_SIZE)
+    return [(images[k : k + BATCH_SIZE], labels[k : k + BATCH_SIZE]) for k in starts]
+
+
+def read_folder(folder: Path, size: int | None) -> tuple[Images, list[str]]:
     """Images of a folder as uint8 (N, 3, size, size), cut from the centre; the classes' names.
 
     Broken files are left out, with a warning that names them.
@@ -87,16 +94,38 @@ def read_folder(folder: Path, size: int | None) -> tuple[Tensor, list[str]]:
         raise ValueError("Images of a folder need image_size=, the side in pixels as in training.")
     files = ImageFiles(folder, size)
     names = [files.name(index).split("/") for index in range(len(files))]
-    items = [(files[index], parts[0]) for index, parts in enumerate(names) if len(parts) > 1]
-    if not items:
+    classes = [parts[0] if len(parts) > 1 else None for parts in names]
+    if not any(classes):
         raise ValueError(
             f"{str(folder)!r} should hold a subfolder of images for each class; there are none."
         )
+    return read_whole(files, classes)
+
+
+def read_files(files: ImageFiles) -> tuple[Images, list[str]]:
+    """Images of a data set of files, as its ``prepare`` gives them, and the classes' names.
+
+    What is broken is left out, with a warning, and so is what has no class.
+
+    Raises:
+        ValueError: no image has a class.
+    """
+    classes = [files.classes[label] if label >= 0 else None for label in files.labels.tolist()]
+    if not any(classes):
+        raise ValueError("The images have no classes: each should lie in the folder of its class.")
+    return read_whole(files, classes)
+
+
+def read_whole(files: ImageFiles, classes: Sequence[str | None]) -> tuple[Images, list[str]]:
+    """Images that have a class and can be read; a list where they differ in size."""
+    items = [(files[index], name) for index, name in enumerate(classes) if name is not None]
     broken = {name: why for item, _ in items for name, why in item.skipped}
     if broken:
         warnings.warn(f"Left out, as they cannot be read: {broken}.", UserWarning, stacklevel=5)
     whole = [(item.image, name) for item, name in items if not item.skipped]
-    return torch.stack([image for image, _ in whole]), [name for _, name in whole]
+    images, names = [image for image, _ in whole], [name for _, name in whole]
+    alike = len({image.shape for image in images}) == 1
+    return torch.stack(images) if alike else images, names
 
 
 def _models(before: Subject, after: Subject) -> Iterator[nn.Module | None]:

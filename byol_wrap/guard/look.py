@@ -112,7 +112,8 @@ def writes(parameters: Iterable[Tensor]) -> list[int]:
 def weights(parameters: Iterable[Tensor]) -> list[Tensor]:
     """Those that are matrices or wider, and can be looked at without a wait."""
     sized = [parameter for parameter in parameters if not is_lazy(parameter)]
-    return [p for p in sized if p.ndim > 1 and is_plain(p) and p.device.type in WITHOUT_WAIT]
+    plain = [p for p in sized if is_plain(p) and p.is_floating_point()]
+    return [p for p in plain if p.ndim > 1 and p.device.type in WITHOUT_WAIT]
 
 
 @torch.no_grad()
