@@ -83,8 +83,8 @@ class Board(SummaryWriter):
     def log(self, values: dict[str, Any], step: int) -> None:
         """Figures and pictures of a step."""
         for name, value in values.items():
-            if isinstance(value, float | int):
-                self.add_scalar(name, value, step)
+            if isinstance(value, float | int):  # in one group of the page
+                self.add_scalar(f"train/{name}", value, step)
             else:
                 self.add_image(name, value, step, dataformats="HWC")
         self.flush()

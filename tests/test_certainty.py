@@ -387,6 +387,9 @@ KNOWN: dict[str, Callable[[Any, Tensor], Tensor]] = {
         (lambda y: torch.cat([y.mean((2, 3)), y.amax((2, 3))], 1))(net.body(x))
     ),
     "a length of 1": lambda net, x: F.normalize(net.body(x).mean((2, 3))),
+    "a norm of channels, rectified in place": lambda net, x: (
+        F.relu(net.norm(net.body(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2), True).mean((2, 3))
+    ),
     "generalised mean": lambda net, x: (net.body(x) + 1e-3).pow(3).mean((2, 3)).pow(1 / 3),
 }  # fmt: skip
 

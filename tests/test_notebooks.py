@@ -75,6 +75,7 @@ def test_outputs_are_of_this_code(path: Path) -> None:
     counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
     assert counts == list(range(1, len(counts) + 1))
     assert path.stat().st_size < 1_500_000
+    assert notebook.metadata["byol_wrap"]["processor_seconds"] < 600  # five minutes of two cores
 
 
 def test_a_change_of_code_is_told() -> None:

@@ -242,15 +242,16 @@ def test_each_method_is_logged_and_judged(
     pretrain(*run, "--precision", "bf16-mixed" if method == "BYOL" else "32-true")
     said = capsys.readouterr().out
     log = logged(tmp_path / "run")
-    names = set(log.Tags()["scalars"])
+    names = {name.removeprefix("train/") for name in log.Tags()["scalars"]}
     figures = {"loss", "rate", "images_per_second", "skipped", "knn", "std_ratio", "rank"}
-    figures |= {"projection_std_ratio", "projection_rank", "uniformity"}
-    figures |= set() if method == "MoCo" else {"alignment"}  # which sees one view a network
+    figures |= {"projection_std_ratio", "projection_rank", "projection_participation", "uniformity"}
+    if method != "MoCo":  # which sees one view a network
+        figures |= {"alignment", "instance_accuracy"}
     figures |= {"tau", "updates", "target_distance"} if method in ("BYOL", "MoCo") else set()
     assert names == figures
-    assert [event.step for event in log.Scalars("loss")] == [1, 3, 6, 8, 9, 12, 15, 16]
-    assert [event.step for event in log.Scalars("knn")] == [8, 16]
-    assert all(np.isfinite(event.value) for event in log.Scalars("loss"))
+    assert [event.step for event in log.Scalars("train/loss")] == [1, 3, 6, 8, 9, 12, 15, 16]
+    assert [event.step for event in log.Scalars("train/knn")] == [8, 16]
+    assert all(np.isfinite(event.value) for event in log.Scalars("train/loss"))
     picture = log.Images("views")[0]
     assert (picture.width, picture.height) == (8 * 18 - 2, 2 * 18 - 2)
     found = json.loads((tmp_path / "run" / "verdict.json").read_text())
@@ -336,7 +337,7 @@ def test_figures_that_a_stop_lost_are_written_anew(
         with pytest.raises(KeyboardInterrupt):
             pretrain(*run)
     pretrain(*run, "--resume")
-    steps = [event.step for event in logged(tmp_path / "run").Scalars("loss")]
+    steps = [event.step for event in logged(tmp_path / "run").Scalars("train/loss")]
     assert steps == [1, 3, 6, 8, 9, 12, 15, 16]
 
 
@@ -345,7 +346,9 @@ def test_the_loss_of_accumulated_batches_is_their_mean(photos: Path, tmp_path: P
     run += ["--views", "test_pretrain:fixed_view"]
     pretrain(*run, "--output", tmp_path / "one")
     pretrain(*run, "--output", tmp_path / "two", "--accumulate", 2)
-    one, two = ([e.value for e in logged(tmp_path / n).Scalars("loss")] for n in ("one", "two"))
+    one, two = (
+        [e.value for e in logged(tmp_path / n).Scalars("train/loss")] for n in ("one", "two")
+    )
     means = [(a + b) / 2 for a, b in zip(one[::2], one[1::2], strict=True)]
     assert two == pytest.approx(means, rel=1e-5)
 

@@ -21,8 +21,10 @@ _JOINED = "Add Addcmul Sub Lerp Mul Bmm Pow Sqrt Abs PreluKernel Relu6 Hardsigmo
 GIVES_FEATURES = ACTIVATIONS | frozenset((*NORMS, *_LEARNED.split(), *_JOINED.split()))
 GIVES_FEATURES_WITHIN = ("Rnn", "Lstm", "Gru", "MaxPool", "ScaledDotProduct", "Checkpoint")
 SCALES = ("Add", "Sub", "Mul", "Div", "Addcmul", "Lerp")
-REDUCES = ("Mean", "Sum", "Max", "Amax", "Logsumexp")
-PASSES = frozenset((*RESHAPES.split(), *REDUCES, "NativeDropout", "Div", "Where", "CopySlices"))
+REDUCES = ("Sum", "Max", "Amax", "Logsumexp")
+PASSES = frozenset(
+    (*RESHAPES.split(), *REDUCES, "Mean", "NativeDropout", "Div", "Where", "CopySlices")
+)
 PASSES_WITHIN = ("AvgPool", "Pad")
 MIXES = "the net mixes the images of a batch on the way to it, as mixup does"
 REORDERS = ("Index", "IndexSelect", "Flip", "Roll")

@@ -1,7 +1,6 @@
 """The one watch on training: it sees each step, and gives every warning, each once."""
 
 import math
-from collections import deque
 from collections.abc import Set
 
 from torch import Tensor, nn
@@ -54,7 +53,7 @@ class Watch:
         self._weighed = WeighedWatch()
         self._pairs = PairsWatch()
         self._key: Tensor | None = None
-        self._seen: deque[tuple[Tensor, Tensor]] = deque(maxlen=8)
+        self._seen: list[tuple[Tensor, Tensor]] = []
 
     def __reduce__(self) -> tuple[type["Watch"], tuple[()]]:
         return Watch, ()
@@ -69,12 +68,13 @@ class Watch:
 
     def forget_batch(self) -> None:
         """A new batch begins."""
-        self._seen.clear()
+        self._seen = []
         self._key = None
 
     def saw(self, representation: Tensor, projection: Tensor) -> None:
         """Note what the online network makes of one view of a batch."""
-        self._seen.append((representation.detach(), projection.detach()))
+        both = representation.detach(), projection.detach()
+        self._seen = [*self._seen[-7:], both]  # a new list: PyTorch 2.5 compiles no deque
 
     @property
     def outputs(self) -> Outputs | None:
