@@ -20,8 +20,10 @@ from byol_wrap.views import GENTLE_AREA, VIEW1, VIEW2, as_pair
 from byol_wrap.warning import warn
 
 SHORT, LONG = 10_000, 100_000  # steps: up to one all is as found here, from the other as in papers
-RATES = {"AdamW": 1e-3, "SGD": 0.03}  # at batches of 32
-CAREFUL = 2e-4  # AdamW's, of a net that was trained before
+# Rates at batches of 32.
+HEADS = 1e-3  # AdamW's, beside a net that was trained before
+CAREFUL = 2e-4  # AdamW's, of that net
+NEW = {"AdamW": 3e-4, "SGD": 0.03}  # of a new net and its heads
 WEIGHT_DECAY = {"AdamW": 1e-4, "SGD": 5e-4}
 Algorithm = Literal["AdamW", "SGD", "LARS"]
 OPTIMIZERS: dict[Algorithm, Callable[[Any, float], Optimizer]] = {
@@ -240,7 +242,7 @@ def training_recipe(
     known = is_pretrained(net) if pretrained is None else bool(pretrained)
     algorithm: Algorithm = "SGD" if batch_norms(net) and not known else "AdamW"
     larger = math.sqrt(batch_size / 32)
-    rate = RATES[algorithm] * larger
+    rate = (HEADS if known else NEW[algorithm]) * larger
     length = min(max(math.log(steps / SHORT) / math.log(LONG / SHORT), 0.0), 1.0)
     return TrainingRecipe(
         steps=steps,

@@ -323,6 +323,17 @@ def test_a_recipe_reaches_a_method_of_ones_own() -> None:
     assert not learner.has_target
 
 
+def test_a_new_net_is_trained_at_a_rate_for_its_kind_of_layers() -> None:
+    told = [
+        (recipe.algorithm, recipe.learning_rate, recipe.backbone_learning_rate)
+        for recipe in (
+            training_recipe(conv_net(norm), 16, steps=9, batch_size=128)
+            for norm in (nn.BatchNorm2d, lambda size: nn.GroupNorm(1, size))
+        )
+    ]
+    assert told == [("SGD", 0.06, 0.06), ("AdamW", 6e-4, 6e-4)]
+
+
 def test_a_rate_is_changed_with_the_backbones_in_proportion() -> None:
     recipe = training_recipe(conv_net(), 16, steps=9, pretrained=True).at_rate(0.01)
     assert (recipe.learning_rate, recipe.backbone_learning_rate) == (0.01, pytest.approx(0.002))

@@ -130,9 +130,10 @@ def run(method: str, change: Any, steps: int, seed: int, data: quality.Data) -> 
 
 
 def spread(learner: Learner) -> list[float]:
-    """The std ratios of representations and of projections."""
+    """The std ratios of representations and of projections, and these' participation ratio."""
     health = learner.health()
-    return [round(health[kind], 3) for kind in ("std_ratio", "projection_std_ratio")]
+    kinds = "std_ratio", "projection_std_ratio", "projection_participation"
+    return [round(health[kind], 3) for kind in kinds]
 
 
 def worth(net: nn.Module, data: quality.Data) -> float:
@@ -173,8 +174,8 @@ def main() -> None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """In Markdown; each figure of each seed."""
-    lines = ["| data | method | setting | seed | representations | projections | kNN | warned |"]
-    lines.append("|---" * 8 + "|")
+    columns = "data", "method", "setting", "seed", "representations", "projections"
+    lines = [f"| {' | '.join(columns)} | participation | kNN | warned |", "|---" * 9 + "|"]
     for row in rows:
         ratios = [f"{a:.2f} to {b:.2f}" for a, b in zip(row["start"], row["end"], strict=True)]
         knn = "{:.1f} to {:.1f}".format(*row["knn"])
