@@ -25,6 +25,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
         "still.LOOK_EVERY": 2,
         "still.LOOKS": 3,
         "still.STEPS": 6,
+        "replaced.LOOK_EVERY": 2,
         "jump.LOOK_EVERY": 2,
         "jump.USUAL": 3,
         "jump.WINDOWS": 2,
@@ -165,6 +166,17 @@ def test_steps_that_half_precision_loses_are_told() -> None:
             optimizer.step()
 
     told(run, r"at a learning rate of 1e-09\. Was the rate lowered by a scheduler")
+
+
+def test_gradients_clipped_to_next_to_nothing_are_told() -> None:
+    learner = make("BYOL")
+    optimizer = SGD(learner.parameters(), lr=0.01)
+
+    def clipped(loss: Tensor) -> None:
+        loss.backward()
+        nn.utils.clip_grad_norm_(learner.parameters(), 1e-9)
+
+    told(lambda: train(learner, optimizer, backward=clipped), "Are all gradients 0")
 
 
 # What is sound
@@ -336,3 +348,28 @@ def test_no_look_waits_for_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> No
             learner._watch._jump.updated()
         assert there.waits == []
         assert learner._watch._jump._kept
+
+
+# Parameters that are others
+
+
+@pytest.mark.parametrize("anew", [False, True])
+@pytest.mark.parametrize("name", PAPERS)
+def test_parameters_that_are_replaced_under_the_optimizer_are_told(name: str, anew: bool) -> None:
+    learner = make(name)
+    optimizer: Optimizer = SGD(learner.parameters(), lr=1e-3)
+    train(learner, optimizer, 8)
+    state = {k: v.clone() for k, v in learner.net.state_dict().items()}
+    learner.net.load_state_dict(state, assign=True)
+    if anew:
+        train(learner, SGD(learner.parameters(), lr=1e-3), 8)
+        return
+    told(lambda: train(learner, optimizer, 8), "holds parameters that the net no longer has")
+
+
+def test_freezing_and_unfreezing_replaces_nothing() -> None:
+    learner = make("BYOL")
+    optimizer = SGD(learner.parameters(), lr=1e-3)
+    for frozen in (True, False, True):
+        learner.net[0].requires_grad_(not frozen)
+        train(learner, optimizer, 6)

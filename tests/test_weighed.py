@@ -45,6 +45,18 @@ def test_float16_without_a_scaled_loss_is_told_once(name: str) -> None:
     assert len(caught) == 1
 
 
+def test_so_are_weights_in_float16() -> None:
+    learner = make("SimCLR").half()
+
+    def run() -> None:
+        for _ in range(6):
+            view1, view2 = torch.rand(2, 4, 3, 16, 16).half()
+            learner(view1, view2).backward()
+
+    with pytest.warns(UserWarning, match="float16 without a scaled loss"):
+        run()
+
+
 @pytest.mark.parametrize(
     ("weigh", "dtype"),
     [

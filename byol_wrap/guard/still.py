@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
-from byol_wrap.guard.look import Sample, spread
+from byol_wrap.guard.look import Sample, spread, weights
 from byol_wrap.guard.trained import parts
 
 LOOK_EVERY = 20  # training steps
@@ -75,7 +75,9 @@ class StillWatch:
             return ""
         counted = self._optimizers
         steps, empty = (0, 0) if counted is None else (counted.steps, counted.empty)
-        chosen = (p for part in parts(learner).values() for p in spread(part, OF_A_PART))
+        # Biases near 0 are moved by steps that leave every weight as it is.
+        named = parts(learner).values()
+        chosen = (p for part in named for p in spread(weights(part) or part, OF_A_PART))
         self._looks.append(_Seen(Sample(chosen), steps, empty, updates))
         if len(self._looks) < 3:
             return ""

@@ -17,6 +17,7 @@ from byol_wrap.guard.jump import JumpWatch
 from byol_wrap.guard.look import is_plain, writes
 from byol_wrap.guard.pacing import PacingWatch
 from byol_wrap.guard.pairs import PairsWatch
+from byol_wrap.guard.replaced import ReplacedWatch
 from byol_wrap.guard.still import StillWatch
 from byol_wrap.guard.trained import HEADS_MESSAGE, NET, TrainedWatch, in_no_optimizer, parts
 from byol_wrap.guard.weighed import WeighedWatch
@@ -51,6 +52,7 @@ class Watch:
         self._jump = JumpWatch()
         self._apart = ApartWatch()
         self._weighed = WeighedWatch()
+        self._replaced = ReplacedWatch()
         self._pairs = PairsWatch()
         self._key: Tensor | None = None
         self._seen: list[tuple[Tensor, Tensor]] = []
@@ -135,6 +137,8 @@ class Watch:
             self.warn("apart", apart)
         if weighed := self._weighed.told():
             self.warn(*weighed)
+        if replaced := self._replaced.replaced(learner):
+            self.warn("net", replaced)
         if jumped := self._jump.jumped(learner):
             self.warn(*jumped)
         outputs = self.outputs
@@ -166,7 +170,7 @@ class Watch:
         self._trained.follow(loss)
         self._gradients.follow(loss, learner)
         self._still.follow(loss)
-        self._weighed.follow(loss)
+        self._weighed.follow(loss, learner)
         if _is_readable(loss) and not _is_finite(loss.detach()):
             self._warn_of_not_finite("The loss", self._steps)
 

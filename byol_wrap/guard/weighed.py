@@ -1,7 +1,7 @@
 """Notices a loss that is maximised, or whose small gradients float16 loses."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from byol_wrap.guard.later import Later
 
@@ -31,13 +31,14 @@ class WeighedWatch:
         self._in_half = True  # whether all of them were
         self._is_done = False
 
-    def follow(self, loss: Tensor) -> None:
-        """Look when gradients of a loss are taken."""
+    def follow(self, loss: Tensor, learner: nn.Module) -> None:
+        """Look when gradients of a learner's loss are taken."""
         if len(self._looks) >= LOOKS or not loss.requires_grad:
             return
         kind = loss.device.type
-        in_half = torch.is_autocast_enabled(kind)
-        in_half = in_half and torch.get_autocast_dtype(kind) == torch.float16
+        casts = torch.is_autocast_enabled(kind)
+        own = next(learner.parameters()).dtype
+        in_half = (torch.get_autocast_dtype(kind) if casts else own) == torch.float16
 
         def look(gradient: Tensor) -> None:
             self._taken += 1
