@@ -13,6 +13,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from byol_wrap.backbone.pretrained import batch_norms, is_pretrained
+from byol_wrap.backbone.trainable import check_module
 from byol_wrap.learner import Learner
 from byol_wrap.methods.byol import BYOL
 from byol_wrap.training.optim import LARS, param_groups, warmup_cosine
@@ -218,8 +219,8 @@ def training_recipe(
         ValueError: ``steps``, ``batch_size`` or ``image_size`` is less than 1.
 
     Reference:
-        "Never worse" in tests/benchmarks/RESULTS.md: found on CIFAR-10 and digits, batches of 32,
-        300 to 6,250 steps. From 10,000 to 100,000 steps crops, tau and heads go over to Grill et
+        "Never worse" in tests/benchmarks/RESULTS.md: found on CIFAR-10 and photographs of hands,
+        batches of 32, 300 to 6,250 steps. From 10,000 to 100,000 steps crops, tau and heads go over to Grill et
         al. 2020; that part is interpolated, not measured.
 
     Example:
@@ -231,8 +232,7 @@ def training_recipe(
         >>> learner = BYOL(net, **recipe.arguments())
         >>> optimizer, scheduler = recipe.optimizer(learner)
     """
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"net should be an nn.Module, got {type(net).__name__}.")
+    check_module(net)
     steps, batch_size, _ = index(steps), index(batch_size), as_pair(image_size)
     if steps < 1 or batch_size < 1:
         raise ValueError(
