@@ -220,8 +220,8 @@ def training_recipe(
 
     Reference:
         "Never worse" in tests/benchmarks/RESULTS.md: found on CIFAR-10 and photographs of hands,
-        batches of 32, 300 to 6,250 steps. From 10,000 to 100,000 steps crops, tau and heads go over to Grill et
-        al. 2020; that part is interpolated, not measured.
+        batches of 32, 300 to 6,250 steps. From 10,000 to 100,000 steps crops, tau and heads go
+        over to Grill et al. 2020; that part is interpolated, not measured.
 
     Example:
         >>> import torch
@@ -232,7 +232,7 @@ def training_recipe(
         >>> learner = BYOL(net, **recipe.arguments())
         >>> optimizer, scheduler = recipe.optimizer(learner)
     """
-    check_module(net)
+    check_module(net, "BYOL")
     steps, batch_size, _ = index(steps), index(batch_size), as_pair(image_size)
     if steps < 1 or batch_size < 1:
         raise ValueError(
