@@ -112,6 +112,67 @@ class OwnLinear(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
 
+class Cosines(nn.Module):
+    """A classifier that normalises what it reads itself."""
+
+    def __init__(self, reads: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(CLASSES, reads))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 16 * F.linear(F.normalize(x), F.normalize(self.weight))
+
+
+def adapted(net: Any, x: Tensor) -> Tensor:
+    features = net.body(x)
+    return net.fc(0.2 * net.adapter(features) + 0.8 * features)
+
+
+def adapted_within(net: Any, x: Tensor) -> Tensor:
+    features = net.body(x)
+    mixed = 0.2 * net.adapter(features) + 0.8 * features
+    return F.linear(F.normalize(mixed), F.normalize(net.prototypes.weight))
+
+
+def distances(net: Any, x: Tensor) -> Tensor:
+    return -torch.cdist(net.body(x), net.prototypes.weight).pow(2)
+
+
+def expected(net: Any, x: Tensor) -> Tensor:
+    likely = net.fc(net.body(x)).unflatten(1, (4, 10)).softmax(2)
+    return (likely * torch.linspace(-1, 1, 10)).sum(2)
+
+
+def compared(net: Any, x: Tensor) -> Any:
+    found = net.embed(net.body(x))
+    return {"scores": net.fc(found), "embedding": found} if net.training else found
+
+
+def projected_class(net: Any, x: Tensor) -> Tensor:
+    features = net.body(x).sum((2, 3))
+    return net.fc(features) + (net.prototypes.weight.mean(0) * features).sum(1, keepdim=True)
+
+
+def rectified_maps(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    scores = net.fc(net.body(x))
+    return scores.mean((2, 3)), scores.relu()
+
+
+def averaged_tokens(net: Any, x: Tensor) -> Tensor:
+    tokens = net.body(x).flatten(2).transpose(1, 2)
+    return torch.full((1, 4, tokens.shape[1]), 0.1).expand(len(x), -1, -1) @ net.norm(tokens)
+
+
+def by_rows(net: Any, x: Tensor) -> Tensor:
+    features = net.body(x)
+    rows = (features.sum(1) >= 0).nonzero()[:, 0]
+    return net.fc(features.index_add(0, rows, net.expert(features[rows])))
+
+
+def prototypes(size: int) -> nn.Module:
+    return nn.Embedding(CLASSES, size)
+
+
 READ: dict[str, tuple[Callable[[], nn.Module], Oracle]] = {
     "a classifier that runs often behind dropout": (
         lambda: Function(dropped_often, body=encoder(), drop=nn.Dropout(0.2), fc=fc(16)),
@@ -135,6 +196,64 @@ READ: dict[str, tuple[Callable[[], nn.Module], Oracle]] = {
         lambda: Function(activated, body=encoder(), fc=fc(16, True)),
         ("fc", "input", mean),
     ),
+    "scores beside their map, rectified": (
+        lambda: Function(rectified_maps, body=encoder(), fc=nn.Conv2d(16, CLASSES, 1, bias=False)),
+        ("fc", "input", mean),
+    ),
+    "a sum, read by a classifier of another kind": (
+        lambda: Function(adapted, body=conv_net(12), adapter=nn.Linear(12, 12), fc=Cosines(12)),
+        ("fc", "input", same),
+    ),
+    "a sum that no layer gives or reads": (
+        lambda: Function(
+            adapted_within, body=conv_net(12), adapter=nn.Linear(12, 12), prototypes=prototypes(12)
+        ),
+        ("body", "output", same),
+    ),
+    "distances to prototypes": (
+        lambda: Function(distances, body=conv_net(12), prototypes=prototypes(12)),
+        ("body", "output", same),
+    ),
+    "an expectation": (
+        lambda: Function(expected, body=conv_net(12), fc=fc(12)),
+        ("fc", "input", same),
+    ),
+    "vectors beside their comparisons": (
+        lambda: Function(compared, body=conv_net(12), embed=nn.Linear(12, 20), fc=Cosines(20)),
+        ("embed", "output", same),
+    ),
+    "a sum over places, read by a layer and by a product": (
+        lambda: Function(
+            projected_class, body=encoder(), fc=nn.Linear(16, 1), prototypes=prototypes(16)
+        ),
+        ("fc", "input", same),
+    ),
+    "tokens that are averaged in groups": (
+        lambda: Function(averaged_tokens, body=encoder(), norm=nn.LayerNorm(16)),
+        ("", "output", lambda out: out.mean(1)),
+    ),
+    "experts that read some images": (
+        lambda: Function(by_rows, body=conv_net(12), expert=nn.Linear(12, 12), fc=fc(12)),
+        ("fc", "input", same),
+    ),
+    "a part that ends in a narrow layer": (
+        lambda: nn.Sequential(
+            nn.Sequential(conv_net(32), nn.Linear(32, 12), nn.ReLU()), nn.Linear(12, CLASSES)
+        ),
+        ("1", "input", same),
+    ),
+    "a convolution over all that is left, and layers behind it": (
+        lambda: nn.Sequential(
+            *encoder(),
+            nn.Conv2d(16, 14, 8),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(14, 12),
+            nn.ReLU(),
+            nn.Linear(12, CLASSES),
+        ),
+        ("5", "input", same),
+    ),
 }
 
 
@@ -152,6 +271,37 @@ def projected(net: Any, x: Tensor) -> Tensor:
     return F.normalize(net.head(net.body(x)), dim=1)
 
 
+def by_prototypes(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    found = projected(net, x)
+    return found, net.prototypes(found)
+
+
+def by_queue(net: Any, x: Tensor) -> Tensor:
+    query = projected(net, x)
+    with torch.no_grad():
+        key = F.normalize(net.key(x))
+    return torch.cat([(query * key).sum(1, keepdim=True), query @ torch.ones(CLASSES, 30)], 1)
+
+
+def predicted(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    found = net.norm(net.head(net.body(x)))
+    return net.predictor(found), found.detach()
+
+
+def probed(net: Any, x: Tensor) -> dict[str, Tensor]:
+    features = net.body(x)
+    return {"probe": net.probe(features.detach()), "projection": net.head(features)}
+
+
+def coupled(net: Any, x: Tensor) -> Tensor:
+    kept, changed = F.pixel_unshuffle(x, 4).chunk(2, 1)
+    return torch.cat([kept, changed + net.body(kept)], 1)
+
+
+def mask_twice(net: Any, x: Tensor) -> Tensor:
+    return net.body(x) + net.body(x.flip(3)).flip(3)
+
+
 def mixed(net: Any, x: Tensor) -> Tensor:
     features = net.body(x)
     if net.training:
@@ -161,10 +311,6 @@ def mixed(net: Any, x: Tensor) -> Tensor:
 
 def detached(net: Any, x: Tensor) -> Tensor:
     return net.fc(net.late(F.relu(net.early(x)).detach()).mean((2, 3)))
-
-
-def distances(net: Any, x: Tensor) -> Tensor:
-    return torch.cdist(net.body(x), net.prototypes.weight)
 
 
 def lengths(net: Any, x: Tensor) -> Tensor:
@@ -183,15 +329,17 @@ def head(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(*layers)
 
 
+def mlp() -> nn.Module:
+    return head(nn.Linear(12, 12), nn.ReLU(), fc(12))
+
+
 TOLD: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "an image and its mirror image": (
         lambda: Function(flipped, body=conv_net(12), fc=fc(12)),
         "may be scores of layer 'fc', which runs 2 times",
     ),
     "a projection head": (
-        lambda: Function(
-            projected, body=conv_net(12), head=head(nn.Linear(12, 12), nn.ReLU(), fc(12))
-        ),
+        lambda: Function(projected, body=conv_net(12), head=mlp()),
         r"the input of layer 'head.0', .* vectors that it normalises.*hidden_layer=''",
     ),
     "a projection head that ends in a norm": (
@@ -200,6 +348,43 @@ TOLD: dict[str, tuple[Callable[[], nn.Module], str]] = {
         ),
         r"the input of layer '1', .* vectors that it normalises.*hidden_layer='4'",
     ),
+    "a projection head, and prototypes": (
+        lambda: Function(
+            by_prototypes,
+            body=conv_net(12),
+            head=mlp(),
+            prototypes=nn.Linear(CLASSES, 30, bias=False),
+        ),
+        r"the input of layer 'head.0', .* vectors that it normalises",
+    ),
+    "a projection head, and a queue": (
+        lambda: Function(
+            by_queue, body=conv_net(12), head=mlp(), key=conv_net(12, classes=CLASSES)
+        ),
+        r"the input of layer 'head.0', .* vectors that it normalises",
+    ),
+    "a projection head, and a predictor": (
+        lambda: Function(
+            predicted,
+            body=conv_net(12),
+            head=mlp(),
+            norm=nn.BatchNorm1d(CLASSES),
+            predictor=head(nn.Linear(CLASSES, 6), nn.ReLU(), fc(6)),
+        ),
+        r"the input of layer 'head.0', .* vectors that it normalises",
+    ),
+    "a probe of detached features": (
+        lambda: Function(probed, body=conv_net(12), head=mlp(), probe=fc(12)),
+        "layer 'probe' reads a value before it, detached",
+    ),
+    "another form of the images": (
+        lambda: Function(coupled, body=nn.Conv2d(24, 24, 3, padding=1)),
+        "as many numbers as what the net is fed",
+    ),
+    "masks of two classes by a net that runs twice": (
+        lambda: Function(mask_twice, body=nn.Conv2d(3, 2, 3, padding=1)),
+        "as many places as what the net is fed",
+    ),
     "mixup within": (
         lambda: Function(mixed, body=conv_net(12), fc=fc(12)),
         "mixes the images of a batch",
@@ -207,10 +392,6 @@ TOLD: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a small part that is detached": (
         lambda: Function(detached, early=block(3, 4), late=block(4, 64), fc=fc(64)),
         "no gradient passes to what lies before layer 'late', 'early.0' among it",
-    ),
-    "distances to prototypes": (
-        lambda: Function(distances, body=conv_net(12), prototypes=nn.Embedding(CLASSES, 12)),
-        "is none that is known to give features",
     ),
     "lengths of capsules": (
         lambda: Function(lengths, body=conv_net(4 * CLASSES)),

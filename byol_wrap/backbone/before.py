@@ -13,7 +13,7 @@ from byol_wrap.backbone.classifier import (
     layers_of,
     trunk_of,
 )
-from byol_wrap.backbone.graph import Edge, ancestors, kind, parents, shape_of
+from byol_wrap.backbone.graph import Edge, ancestors, is_bypassed, kind, parents, shape_of
 from byol_wrap.backbone.measuring import VIEWS, width
 from byol_wrap.backbone.recording import Call, Value
 from byol_wrap.backbone.rivals import SHARED
@@ -62,11 +62,11 @@ class Before(Taps):
             call = self._giving(head)
         if call is not None and call.input is not None and self.record.times[call.name] == 1:
             own = [Tap(call.name, "input", None, call.input)]
-        place, taps = head.reads, self.taps(head.reads)
+        place, taps = head.reads, self._given_or_read(head.reads)
         through = ("Div", *VIEWS) if head.call or head.is_projection else SCALED
         while not (own or taps) and kind(place[0]) in through:  # as to a length of 1
             place = max(parents(place[0]), key=self.mass)
-            taps = self.taps(place)
+            taps = self._given_or_read(place)
         return [tap for tap in own + taps if not is_picked(self.record, tap.layer)]
 
     def _giving(self, head: Head) -> Call | None:
@@ -85,15 +85,15 @@ class Before(Taps):
         """Whether what a head reads can be taken, with an entry for each image."""
         return any(len(tap.value.tensor) == self.record.batch for tap in self.before(head))
 
-    def before_projection(self, value: Value) -> list[Tap]:
+    def before_projection(self, vectors: Edge | None) -> list[Tap]:
         """What the first of several layers reads that make vectors of vectors, normalised at last.
 
         Empty where it is a single layer, or no norm is behind them.
         """
-        node = value.place[0] if value.place else None
+        node = vectors[0] if vectors else None
         while node is not None and kind(node) in NORMALIZES and parents(node):
             node = max(parents(node), key=self.mass)[0]
-        head = layers_of(self.record).get(node) if value.place and node != value.place[0] else None
+        head = layers_of(self.record).get(node) if vectors and node != vectors[0] else None
         place = None if head is None else trunk_of(self.record, head)
         return [] if place is None or len(shape_of(*place)) != 2 else self._read_at(place)
 
@@ -123,7 +123,22 @@ class Before(Taps):
         narrows = place is not None and width(head.reads) < width(place)
         if place is None or not (of_places or (narrows and not self._classifies_places(head))):
             return []
-        return self._read_at(place)
+        return [] if self._closes_a_part(head.reads, place) else self._read_at(place)
+
+    def _closes_a_part(self, last: Edge, first: Edge) -> bool:
+        """Whether a value ends a part of the net, as its author divided it, that made another."""
+        behind = ancestors(first)
+        parts = [
+            f"{call.name}."
+            for call in self.record.calls
+            if call.name and any(value.place == last for value in call.outputs)
+        ]
+        return any(
+            call.name.startswith(part) and call.layer._parameters
+            for part in parts
+            for call in self.record.calls
+            if any(value.place and value.place[0] in behind for value in call.outputs)
+        )
 
     def _read_at(self, place: Edge) -> list[Tap]:
         """Where a value can be taken: as the input of a layer that mixes, or as an output."""
@@ -133,6 +148,12 @@ class Before(Taps):
             for call in calls
             if call.input and is_mixing(call.layer) and self.record.times[call.name] == 1
         ] + self.taps(place)
+
+    def _given_or_read(self, place: Edge) -> list[Tap]:
+        """Where a value can be taken: as an output, or else as the input of any layer."""
+        calls = [c for c in self.called_once() if c.name and c.input and c.input.place == place]
+        read = [Tap(call.name, "input", None, call.input) for call in calls if call.input]
+        return self.taps(place) or sorted(read, key=lambda tap: tap.layer.count("."))
 
     def _classifies_places(self, head: Head) -> bool:
         """Whether it is a convolution over a map: the layers before it are then a backbone's."""
@@ -147,7 +168,8 @@ class Before(Taps):
             for value in call.outputs:
                 fits = value.place is not None and value.place[0] in shared
                 fits &= value.tensor.shape[:1] == (self.record.batch,)
-                if fits and self.mass(value.place) >= SHARED * largest:
+                fits = fits and self.mass(value.place) >= SHARED * largest
+                if fits and not any(is_bypassed(value.place, place) for place in places):
                     taps = self.taps(value.place)
                     if taps:
                         return taps

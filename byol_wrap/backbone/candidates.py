@@ -8,8 +8,9 @@ from torch import Tensor
 from byol_wrap.backbone.branches import not_picked
 from byol_wrap.backbone.certainty import uncertainty
 from byol_wrap.backbone.choosing import FEW, Chooser
+from byol_wrap.backbone.classifier import RECTIFIERS, RESHAPES
 from byol_wrap.backbone.finding import Found
-from byol_wrap.backbone.graph import Edge, ancestors, kind
+from byol_wrap.backbone.graph import Edge, ancestors, kind, parents
 from byol_wrap.backbone.measuring import Measure
 from byol_wrap.backbone.recording import Record, Side, Value
 from byol_wrap.backbone.representation import Representation, main_tensor, pooled
@@ -131,9 +132,9 @@ def doubt(record: Record, sample: Tensor, found: Found, also: str, trainable: se
     """
     size, value = found.representation.size, found.value
     why = also or found.choice.doubt or _sums_to_one(found) or _leaves_out(record, found, trainable)
-    why = why or _keeps_all_places(found, sample)
     tap = next(t for t in found.choice.taps if t.is_at(found.representation))
-    strange = why or uncertainty(Measure(record, sample), tap, found.choice.ends, trainable)
+    strange = why or _keeps_all_places(found, sample) or _keeps_all_numbers(found, sample)
+    strange = strange or uncertainty(Measure(record, sample), tap, found.choice.ends, trainable)
     if not strange and size >= FEW:
         return ""
     others = [row for row in candidates(record, sample, tap) if not row.chosen]
@@ -192,11 +193,28 @@ def _sums_to_one(found: Found) -> str:
 def _keeps_all_places(found: Found, sample: Tensor) -> str:
     """Whether it is a map with as many places as the images have: a value for each of them."""
     shape, r = found.value.tensor.shape, found.representation
-    if r.channel_dim != 1 or r.size < FEW or not 2 < len(shape) == sample.ndim:
+    if r.channel_dim != 1 or not 2 < len(shape) == sample.ndim:
         return ""
     if any(own < fed for own, fed in zip(shape[2:], sample.shape[2:], strict=True)):
         return ""
     return "it has as many places as what the net is fed: it may tell of each rather than of all"
+
+
+def _keeps_all_numbers(found: Found, sample: Tensor) -> str:
+    """Whether it is an output of as many numbers as the net is fed: another form of that, perhaps.
+
+    None that a norm or a rectifier ends.
+    """
+    value = found.value
+    is_output = found.representation.layer == "" and not found.choice.ends
+    if not is_output or value.place is None or value.tensor.numel() != sample.numel():
+        return ""
+    node = value.place[0]
+    while kind(node) in RESHAPES.split() and len(parents(node)) == 1:
+        node = parents(node)[0][0]
+    if kind(node) in RECTIFIERS or "Norm" in kind(node):
+        return ""
+    return "it has as many numbers as what the net is fed: it may be that in another form"
 
 
 def _is_linear(found: Found) -> bool:

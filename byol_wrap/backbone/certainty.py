@@ -6,7 +6,8 @@ What is not known is told: a list of what may be scores would never be complete.
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
 from byol_wrap.backbone.branches import is_picked
@@ -27,6 +28,7 @@ PASSES = frozenset(
 )
 PASSES_WITHIN = ("AvgPool", "Pad")
 MIXES = "the net mixes the images of a batch on the way to it, as mixup does"
+PUTS = ("IndexAdd", "IndexCopy", "IndexPut", "IndexPutImpl")
 REORDERS = ("Index", "IndexSelect", "Flip", "Roll")
 
 
@@ -47,6 +49,7 @@ def uncertainty(measure: Measure, tap: Tap, ends: Sequence[Edge], trainable: set
         or _last_step(record, value.place, value.tensor.ndim == 2 and not ends)
         or _is_one_of_several(record, tap)
         or _mixes_images(record, value.place)
+        or _is_read_detached(record, tap)
         or _is_cut_off(record, value.place, trainable)
     )
 
@@ -123,9 +126,13 @@ def _is_one_of_several(record: Record, tap: Tap) -> str:
 
 def _mixes_images(record: Record, place: Edge) -> str:
     """Whether images of a batch come into each other's values, in another order."""
-    for node in ancestors(place):
+    nodes = ancestors(place)
+    put_back = [index for node in nodes if kind(node) in PUTS for index in _indices(node)]
+    for node in nodes:
         if kind(node) in REORDERS and _reorders(node, record.batch):
-            return MIXES
+            own = _indices(node)
+            if not any(torch.equal(index, other) for index in own for other in put_back):
+                return MIXES
         if kind(node) == "Mm" and _compares(record, node):
             return MIXES
     return ""
@@ -138,6 +145,12 @@ def _compares(record: Record, node: Any) -> bool:
     return is_square and all(record.depends_on_images(factor) for factor, _ in factors)
 
 
+def _indices(node: Any) -> list[Tensor]:
+    """The places that an operation takes images from, or puts them at."""
+    found = [getattr(node, "_saved_index", None), *getattr(node, "_saved_indices", ())]
+    return [index for index in found if isinstance(index, Tensor)]
+
+
 def _reorders(node: Any, batch: int) -> bool:
     shape = shape_of(node)
     if not parents(node) or shape[:1] != (batch,) or shape != shape_of(*parents(node)[0]):
@@ -146,6 +159,21 @@ def _reorders(node: Any, batch: int) -> bool:
         given = [index for index in node._saved_indices if index is not None]
         return len(given) == 1 and given[0].shape == (batch,) and given[0].dtype != bool
     return 0 in dims(node, "_saved_dim" if kind(node) == "IndexSelect" else "_saved_dims")
+
+
+def _is_read_detached(record: Record, tap: Tap) -> str:
+    """Whether a layer reads, detached, what it is made from, as a probe does of features."""
+    assert tap.value.place is not None
+    behind = ancestors(tap.value.place) - {tap.value.place[0]}
+    kept = {v.tensor.data_ptr(): v for v in record.values() if v.place and v.place[0] in behind}
+    for call in record.calls:
+        given = call.input
+        if given is None or given.place is not None or not call.name or not call.layer._parameters:
+            continue
+        value = kept.get(given.tensor.data_ptr())
+        if value is not None and value.tensor.shape == given.tensor.shape:
+            return f"layer {call.name!r} reads a value before it, detached, as a probe does"
+    return ""
 
 
 def _is_cut_off(record: Record, place: Edge, trainable: set[str]) -> str:

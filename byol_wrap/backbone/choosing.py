@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from byol_wrap.backbone.before import Before
+from byol_wrap.backbone.before import NORMALIZES, Before
 from byol_wrap.backbone.bottleneck import find_bottleneck
 from byol_wrap.backbone.certainty import is_embedding
-from byol_wrap.backbone.classifier import Head, heads_of, main_of, trunk_of
-from byol_wrap.backbone.graph import Edge, ancestors, kind, shape_of, tokens_in_front
+from byol_wrap.backbone.classifier import RECTIFIERS, Head, heads_of, main_of, trunk_of
+from byol_wrap.backbone.graph import Edge, ancestors, kind, parents, shape_of, tokens_in_front
 from byol_wrap.backbone.measuring import is_pyramid
 from byol_wrap.backbone.pyramid import level_before_extras, without_extras
 from byol_wrap.backbone.recording import Value
@@ -15,7 +15,12 @@ from byol_wrap.backbone.representation import MAIN_FIELDS, fields_of, main_tenso
 from byol_wrap.backbone.rivals import rivals
 from byol_wrap.backbone.taps import Choice
 
+End = tuple[Value, list[Head]]  # one of a net's outputs, and the classifiers that give it
 FEW = 11  # numbers hardly tell one image from another: fewer, or as many as digits
+PROJECTED = (
+    "the net goes on from it, by several layers, to vectors that it normalises: they are mostly "
+    "made for a loss, but may be what is wanted"
+)
 FEATURES = 0.5  # of what a classifier reads: an output that hangs on as much is its features
 
 
@@ -38,6 +43,7 @@ class Chooser(Before):
             projected = self._projected(outputs[0])
             if projected:
                 return projected
+        ends = self._read_by_none(ends)
         if ends:
             return self._given_beside(ends, outputs) or self._before_classifier(ends)
         found = self._narrowest(deepest, self.positions) if self.positions(deepest) > 1 else None
@@ -52,14 +58,12 @@ class Chooser(Before):
 
     def _projected(self, value: Value) -> Choice | None:
         """What several layers project for a loss, to what they normalise; or an embedding."""
-        given, features = Choice(self.of_net(value.tensor)), self.before_projection(value)
+        given, features = Choice(self.of_net(value.tensor)), self.before_projection(value.place)
         if value.tensor.shape[1] < FEW:
             return None
         if not features:
             return given if is_embedding(value) else None
-        why = "the net goes on from it, by several layers, to vectors that it normalises: they are "
-        why += "mostly made for a loss, but may be what is wanted"
-        return Choice(features, doubt=why, instead=tuple(given.taps[:1]))
+        return Choice(features, doubt=PROJECTED, instead=tuple(given.taps[:1]))
 
     def _narrowest(self, output: Value, positions: Callable[[Value], int]) -> Choice | None:
         found = find_bottleneck(self.record, output, positions, self.channels)
@@ -141,16 +145,33 @@ class Chooser(Before):
         gives = {head.gives for head in heads}
         maps = [o for o in outputs if o is not value and o.place and self.positions(o) > 1]
         made = [o.place for o in maps if o.place and gives & ancestors(o.place)]
-        return (
-            [] if any(gives != {h.gives for h in self._made_by(place)} for place in made) else heads
-        )
+        return heads if all(gives == self._given_for(place) for place in made) else []
 
-    def _made_by(self, place: Edge) -> list[Head]:
-        return heads_of(self.record, place)
+    def _read_by_none(self, ends: Sequence[End]) -> list[End]:
+        """Those of several outputs with heads that are not vectors compared for another one."""
+        compared = [
+            (value, head.reads)
+            for value, heads in ends
+            for head in heads
+            if head.call is None or kind(head.reads[0]) in NORMALIZES
+        ]
+        return [
+            (value, heads)
+            for value, heads in ends
+            if value.tensor.shape[-1] < FEW
+            or not any(
+                other is not value and {h.gives for h in heads} <= ancestors(reads)
+                for other, reads in compared
+            )
+        ]
 
-    def _before_classifier(
-        self, found: Sequence[tuple[Value, list[Head]]], *, of_places: bool = False
-    ) -> Choice:
+    def _given_for(self, place: Edge) -> set[object]:
+        """What the heads of a map give, which may be rectified."""
+        if kind(place[0]) in RECTIFIERS:
+            place = parents(place[0])[0]
+        return {head.gives for head in heads_of(self.record, place)}
+
+    def _before_classifier(self, found: Sequence[End], *, of_places: bool = False) -> Choice:
         """What the classifiers read; of several that read different values, what most of it is.
 
         Before a classifier of several layers that narrows, or gives scores of places, what the
@@ -170,11 +191,13 @@ class Chooser(Before):
             if trunk:
                 return Choice(trunk, ends)
         choice = Choice(self.before_narrowing(largest, of_places) or self.before(largest), ends)
+        for place in (choice.taps[0].value.place, largest.reads):
+            features = self.before_projection(place)
+            if features:
+                return Choice(features, ends, PROJECTED, tuple(choice.taps[:1]))
         return self._among_equals(choice, largest.reads, places)
 
-    def _given_beside(
-        self, ends: Sequence[tuple[Value, list[Head]]], outputs: Sequence[Value]
-    ) -> Choice | None:
+    def _given_beside(self, ends: Sequence[End], outputs: Sequence[Value]) -> Choice | None:
         """The features that a net gives beside what several layers make of them: a projection."""
         scores = {id(value) for value, _ in ends}
         others = [v for v in outputs if id(v) not in scores and v.tensor.ndim == 2]

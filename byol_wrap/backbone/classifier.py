@@ -142,7 +142,7 @@ def trunk_of(record: Record, head: Head) -> Edge | None:
     node, is_activated = head.reads[0], False
     while True:
         before = parents(node)
-        if node in layers and is_activated:
+        if node in layers and is_activated and _is_in_place(layers[node]):
             trunk, is_activated = layers[node].reads, False
             node = trunk[0]
         elif len(before) and (kind(node) in ACTIVATIONS or kind(node) in BETWEEN):
@@ -150,6 +150,11 @@ def trunk_of(record: Record, head: Head) -> Edge | None:
             node = before[0][0]
         else:
             return None if _reads_what_is_fed(node) else trunk
+
+
+def _is_in_place(head: Head) -> bool:
+    """Whether it reads vectors, or maps place by place: no convolution over all of a map."""
+    return head.call is not None and is_mixing(head.call.layer)
 
 
 def _reads_what_is_fed(node: Any) -> bool:
@@ -193,6 +198,8 @@ def _passed(
 ) -> frozenset[Head] | None:
     before = [found[parent] for parent, _ in parents(node)]
     read = features_of(node, found, record.batch, record.depends_on_images)
+    if read is not None and _is_expectation(node, read):
+        return found[read[0]]
     if read is not None:
         return frozenset([Head(read, node, None, is_projection=_is_by_parameter(node, read))])
     if kind(node) in ("Mm", "Addmm") and set(before) == {frozenset()}:
@@ -207,6 +214,14 @@ def _passed(
     if kind(node) in ("Add", "Sub") and len(parts) > 1 and _adds_to_itself(parts):
         return None
     return frozenset().union(*parts)
+
+
+def _is_expectation(node: Any, read: Edge) -> bool:
+    """Whether it weighs fixed numbers, no parameters, by probabilities."""
+    while kind(read[0]) in RESHAPES.split():
+        read = parents(read[0])[0]
+    product = node if kind(node) != "Sum" else parents(node)[0][0]
+    return kind(read[0]) == "Softmax" and len(parents(product)) == 1
 
 
 def _is_by_parameter(node: Any, read: Edge) -> bool:

@@ -123,6 +123,19 @@ def ancestors(place: Edge, stop: Iterable[Any] = ()) -> set[Any]:
     return set(in_order([place[0]], set(stop)))
 
 
+def is_bypassed(place: Edge | None, by: Edge) -> bool:
+    """Whether a later value depends on what made a value otherwise than through it, too.
+
+    Parameters themselves do not count.
+    """
+    if place is None or place[0] is by[0]:
+        return False
+    made_of = ancestors(place) - {place[0]}
+    return any(
+        node in made_of and not hasattr(node, "variable") for node in ancestors(by, {place[0]})
+    )
+
+
 def leaves(nodes: Iterable[Any]) -> set[int]:
     """Ids of the tensors at the ends of a graph that are among some nodes."""
     return {id(node.variable) for node in nodes if hasattr(node, "variable")}

@@ -233,10 +233,13 @@ def _reached_in(record: Record, found: Found, error: Exception | None) -> Found:
 def _disagreement(using: Record, found: Found, other: Found) -> str:
     """What to say where eval mode leads to another value than training; "" where it does not.
 
-    What lies between the two may have no parameters, and must keep the size.
+    What lies between the two may have no parameters, and must keep the size. What was chosen may
+    be what the net gives then.
     """
     tap = next(t for t in found.choice.taps if t.is_at(found.representation))
     value = tap.find(using)
+    if value is not None and value.place and value.place in [v.place for v in using.net_outputs]:
+        return ""
     here, there = found.representation, other.representation
     if value is not None and value.place and other.value.place:
         behind = value.place[0] in ancestors(other.value.place)

@@ -6,6 +6,7 @@ from typing import Any
 from byol_wrap.backbone.graph import Edge, channel_dim, dims, kind, shape_of
 
 MATRICES = {"Mm": 0, "Bmm": 0, "Addmm": 1, "Baddbmm": 1}  # and their first factor
+DISTANCES = ("Cdist", "EuclideanDist")  # of rows
 Found = Mapping[Any, Any]  # nodes to their heads: empty for what parameters alone make
 
 
@@ -22,7 +23,10 @@ def features_of(node: Any, found: Found, batch: int, is_fed: Callable[[Any], boo
         first = MATRICES[kind(node)]
         factors = list(node.next_functions[first : first + 2])
         is_single = not kind(node).endswith("bmm") or shape_of(node)[:1] == (1,)
-        return _other(node, factors, found, batch, is_fed) if is_single else None
+        read = _other(node, factors, found, batch, is_fed) if is_single else None
+        return read if read is None or _contracts_channels(factors, read) else None
+    if kind(node) in DISTANCES:
+        return _other(node, list(node.next_functions[:2]), found, batch, is_fed)
     if kind(node) == "Sum" and kind(node.next_functions[0][0]) == "Mul":
         product = node.next_functions[0][0]
         read = _other(product, list(product.next_functions), found, batch, is_fed)
@@ -40,6 +44,12 @@ def _other(
     elif any(part is None for part, _ in factors) and shape_of(node)[-2:] == (batch, batch):
         return None  # of images with images, perhaps
     return factors[fixed.index(False)] if fixed.count(False) == 1 else None
+
+
+def _contracts_channels(factors: list[Edge], read: Edge) -> bool:
+    """Whether a product of matrices sums over a factor's channels, and not over its positions."""
+    own, last = channel_dim(read), len(shape_of(*read)) - 1
+    return own is None or own == last - factors.index(read)
 
 
 def _sums_channels(node: Any, product: Any, read: Edge) -> bool:
