@@ -62,11 +62,11 @@ class Before(Taps):
             call = self._giving(head)
         if call is not None and call.input is not None and self.record.times[call.name] == 1:
             own = [Tap(call.name, "input", None, call.input)]
-        place, taps = head.reads, self._given_or_read(head.reads)
+        place, taps = head.reads, self._given_or_read(head.reads, head)
         through = ("Div", *VIEWS) if head.call or head.is_projection else SCALED
         while not (own or taps) and kind(place[0]) in through:  # as to a length of 1
             place = max(parents(place[0]), key=self.mass)
-            taps = self._given_or_read(place)
+            taps = self._given_or_read(place, head)
         return [tap for tap in own + taps if not is_picked(self.record, tap.layer)]
 
     def _giving(self, head: Head) -> Call | None:
@@ -75,8 +75,9 @@ class Before(Taps):
             (
                 call
                 for call in self.record.calls
-                if call.input and call.input.place == head.reads and call.outputs
-                if call.outputs[0].place and call.outputs[0].place[0] is head.gives
+                if call.input and call.input.place == head.reads
+                if call.outputs and call.outputs[0].place
+                if call.outputs[0].place[0] is head.gives
             ),
             None,
         )
@@ -149,10 +150,17 @@ class Before(Taps):
             if call.input and is_mixing(call.layer) and self.record.times[call.name] == 1
         ] + self.taps(place)
 
-    def _given_or_read(self, place: Edge) -> list[Tap]:
-        """Where a value can be taken: as an output, or else as the input of any layer."""
-        calls = [c for c in self.called_once() if c.name and c.input and c.input.place == place]
-        read = [Tap(call.name, "input", None, call.input) for call in calls if call.input]
+    def _given_or_read(self, place: Edge, head: Head) -> list[Tap]:
+        """Where what a head reads can be taken: as an output, or as the input of another layer.
+
+        Or of that which multiplies, but for an attention's own last one.
+        """
+        read = [
+            Tap(call.name, "input", None, call.input)
+            for call in self.called_once()
+            if call.name and call.input and call.input.place == place
+            if not (is_mixing(call.layer) and _gives(call, head.gives))
+        ]
         return self.taps(place) or sorted(read, key=lambda tap: tap.layer.count("."))
 
     def _classifies_places(self, head: Head) -> bool:
@@ -174,3 +182,11 @@ class Before(Taps):
                     if taps:
                         return taps
         return []
+
+
+def _gives(call: Call, node: object) -> bool:
+    """Whether what a layer gives first is a node's value, perhaps in another shape."""
+    place = call.outputs[0].place if call.outputs else None
+    while place is not None and place[0] is not node and kind(place[0]) in VIEWS:
+        place = parents(place[0])[0]
+    return place is not None and place[0] is node
