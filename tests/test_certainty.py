@@ -375,7 +375,7 @@ TOLD: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "a probe of detached features": (
         lambda: Function(probed, body=conv_net(12), head=mlp(), probe=fc(12)),
-        "layer 'probe' reads a value before it, detached",
+        "layer 'probe' reads the output of 'body', detached",
     ),
     "another form of the images": (
         lambda: Function(coupled, body=nn.Conv2d(24, 24, 3, padding=1)),

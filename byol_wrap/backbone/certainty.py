@@ -165,14 +165,19 @@ def _is_read_detached(record: Record, tap: Tap) -> str:
     """Whether a layer reads, detached, what it is made from, as a probe does of features."""
     assert tap.value.place is not None
     behind = ancestors(tap.value.place) - {tap.value.place[0]}
-    kept = {v.tensor.data_ptr(): v for v in record.values() if v.place and v.place[0] in behind}
+    kept = {
+        value.tensor.data_ptr(): (call.name, value.tensor.shape)
+        for call in record.calls  # those that contain others come behind them
+        for value in call.outputs
+        if value.place and value.place[0] in behind and value.tensor.layout is torch.strided
+    }
     for call in record.calls:
-        given = call.input
-        if given is None or given.place is not None or not call.name or not call.layer._parameters:
+        given = None if call.input is None or call.input.place else call.input.tensor
+        if given is None or given.layout is not torch.strided or not call.layer._parameters:
             continue
-        value = kept.get(given.tensor.data_ptr())
-        if value is not None and value.tensor.shape == given.tensor.shape:
-            return f"layer {call.name!r} reads a value before it, detached, as a probe does"
+        name, shape = kept.get(given.data_ptr(), ("", None))
+        if call.name and shape == given.shape:
+            return f"layer {call.name!r} reads the output of {name!r}, detached, as a probe does"
     return ""
 
 
