@@ -232,6 +232,14 @@ READ: dict[str, tuple[Callable[[], nn.Module], Oracle]] = {
         lambda: Function(averaged_tokens, body=encoder(), norm=nn.LayerNorm(16)),
         ("", "output", lambda out: out.mean(1)),
     ),
+    "logarithms": (
+        lambda: Function(
+            lambda net, x: net.fc((net.body(x).pow(2).mean((2, 3)) + 1e-3).log()),
+            body=encoder(),
+            fc=fc(16),
+        ),
+        ("fc", "input", same),
+    ),
     "experts that read some images": (
         lambda: Function(by_rows, body=conv_net(12), expert=nn.Linear(12, 12), fc=fc(12)),
         ("fc", "input", same),

@@ -46,7 +46,7 @@ def uncertainty(measure: Measure, tap: Tap, ends: Sequence[Edge], trainable: set
         return ""
     return (
         (_are_scores(measure, value) if tap.layer == "" else "")
-        or _last_step(record, value.place, value.tensor.ndim == 2 and not ends)
+        or _last_step(record, value.place, value.tensor.ndim == 2 and not ends, bool(ends))
         or _is_one_of_several(record, tap)
         or _mixes_images(record, value.place)
         or _is_read_detached(record, tap)
@@ -81,8 +81,11 @@ def is_embedding(value: Value) -> bool:
     return vectors.ndim == 2 and bool(((vectors.norm(dim=1) - 1).abs() < 1e-3).all())
 
 
-def _last_step(record: Record, place: Edge, is_output: bool) -> str:
-    """Whether no last step of a value, but for what reshapes and pools, is known for features."""
+def _last_step(record: Record, place: Edge, is_output: bool, is_classified: bool) -> str:
+    """Whether no last step of a value, but for what reshapes and pools, is known for features.
+
+    Classifiers read logarithms of powers, too; as an output, they may be of probabilities.
+    """
     nodes, seen, last = [place[0]], set(), []
     layers = {v.place[0] for call in record.calls for v in call.outputs if call.name and v.place}
     while nodes:
@@ -102,6 +105,7 @@ def _last_step(record: Record, place: Edge, is_output: bool) -> str:
         ):
             return ""
         passes = name in PASSES or any(word in name for word in PASSES_WITHIN)
+        passes |= name == "Log" and is_classified
         passes |= isinstance(node, BackwardCFunction)  # an activation of the net's own, mostly
         if passes and not (name in REDUCES and _reduces_channels(node)):
             nodes += made_of
