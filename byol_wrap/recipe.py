@@ -37,6 +37,7 @@ ONLY_OF = {  # settings that not every method has
     "decay_rises": "of a target network",
     "projection_hidden_size": "of heads that would be wider",
 }
+UNSURE = 2_000  # steps; with 600 new nets of some kinds ended worse on some data
 REMIND_AFTER = 20  # steps of the optimizer in which the scheduler took none
 
 
@@ -89,11 +90,19 @@ class TrainingRecipe:
             )
 
     def __str__(self) -> str:
-        """A setting a line; of those that some methods have no use for, which ones do."""
+        """A setting a line; of those that some methods have no use for, which ones do.
+
+        Of a new net and a run in which some got worse: that.
+        """
         lines = [type(self).__name__]
         for field in fields(self):
             of = f"  ({ONLY_OF[field.name]})" if field.name in ONLY_OF else ""
             lines.append(f"  {field.name:24}{_shown(getattr(self, field.name))}{of}")
+        if not self.pretrained and self.steps < UNSURE:
+            lines.append(
+                f"  From random weights, fewer than {UNSURE:,} steps may leave features worse than "
+                "they were (byol_wrap.verdict tells); weights that were trained before gain more."
+            )
         return "\n".join(lines)
 
     def at_rate(self, learning_rate: float) -> "TrainingRecipe":

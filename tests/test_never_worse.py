@@ -266,7 +266,7 @@ def test_rates_of_a_recipe_rise_and_fall() -> None:
 
 
 def test_a_recipe_is_read_a_setting_a_line() -> None:
-    recipe = replace(training_recipe(conv_net(), 32, steps=300), learning_rate=0.1 + 0.2)
+    recipe = replace(training_recipe(conv_net(), 32, steps=3000), learning_rate=0.1 + 0.2)
     title, *lines = str(recipe).splitlines()
     assert title == "TrainingRecipe"
     assert [line.split()[0] for line in lines] == [field.name for field in fields(recipe)]
@@ -321,6 +321,16 @@ def test_a_recipe_reaches_a_method_of_ones_own() -> None:
     assert learner._views.augment1.recipe.crop_area == (0.4, 1.0)
     assert learner.pretrained
     assert not learner.has_target
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "steps", "says"), [(False, 1999, True), (False, 2000, False), (True, 100, False)]
+)
+def test_a_recipe_says_where_a_new_net_may_end_worse(
+    pretrained: bool, steps: int, says: bool
+) -> None:
+    recipe = training_recipe(conv_net(), 16, steps=steps, pretrained=pretrained)
+    assert ("may leave features worse" in str(recipe)) == says
 
 
 def test_a_new_net_is_trained_at_a_rate_for_its_kind_of_layers() -> None:
