@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from byol_wrap import BYOL, LARS
 from byol_wrap.evaluation.health import Outputs
-from byol_wrap.guard.collapse import LOOK_EVERY, LOOKS, CollapseWatch, likely_causes
+from byol_wrap.guard.collapse import FIRST, LOOK_EVERY, LOOKS, CollapseWatch, likely_causes
 
 
 def clusters():
@@ -238,8 +238,10 @@ def along(line, sideways, batch=32):
     return Outputs(noise, noise, noise)
 
 
-def narrow_after(seen, limit=1000):
+def narrow_after(seen, first, limit=1000):
     watch = CollapseWatch()
+    for _ in range(FIRST):
+        watch.look(first)
     steps = (step for step in range(1, limit) if watch.look(seen) and watch.is_narrow)
     return next(steps, None)
 
@@ -247,7 +249,9 @@ def narrow_after(seen, limit=1000):
 def test_projections_along_a_line_are_noticed_though_they_are_spread():
     seen = along(1.0, 0.1)
     watch = CollapseWatch()
-    for _ in range(LOOK_EVERY * (LOOKS + 1)):
+    for _ in range(FIRST):
+        watch.look(along(1.0, 1.0))  # wide, when it began
+    for _ in range(LOOK_EVERY * (LOOKS + 1) - FIRST):
         assert not watch.is_narrow
         watch.look(seen)
     assert watch.is_narrow
@@ -258,12 +262,25 @@ def test_projections_along_a_line_are_noticed_though_they_are_spread():
 
 @pytest.mark.parametrize("seen", [along(1.0, 1.0), along(1.0, 0.5), along(1.0, 0.1, batch=15)])
 def test_what_lies_along_several_lines_or_is_few_is_not_narrow(seen):
-    assert narrow_after(seen) is None
+    assert narrow_after(seen, along(1.0, 1.0)) is None
+
+
+def test_what_began_along_a_line_has_not_collapsed_to_it():
+    line, wide = along(1.0, 0.1), along(1.0, 1.0)
+    assert narrow_after(line, line) is None
+    assert narrow_after(line, wide) == LOOK_EVERY * (LOOKS + 1) - FIRST
+    watch = CollapseWatch()
+    for seen, steps in ((line, 300), (wide, 100), (line, LOOK_EVERY * (LOOKS + 1))):
+        assert not watch.is_narrow
+        for _ in range(steps):
+            watch.look(seen)
+    assert watch.is_narrow
 
 
 def test_a_learner_whose_projections_lie_along_a_line_says_so_once():
     learner = make()
     last = learner.online.projector[-1]
+    train(learner, torch.optim.SGD(learner.parameters(), lr=0.01), 2)
     with torch.no_grad():
         last.weight[1:] = 0
     last.requires_grad_(False)
@@ -286,8 +303,10 @@ class Counting(TorchDispatchMode):
 
 def test_between_looks_a_step_computes_nothing_for_the_watch():
     watch, seen = CollapseWatch(), outputs(1.0)
+    for _ in range(FIRST):
+        watch.look(seen)
     with Counting() as counting:
-        for _ in range(LOOK_EVERY - 1):
+        for _ in range(LOOK_EVERY - 1 - FIRST):
             watch.look(seen)
     assert counting.calls == []
     with Counting() as counting:

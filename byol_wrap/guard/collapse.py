@@ -16,6 +16,8 @@ COLLAPSED = 0.1
 # A participation ratio below it is that of projections which lie along one line: in sound runs it
 # stayed above 2.5, where nets lost what they could tell it fell to 1.2. "Along a line" there.
 NARROW = 1.4
+WIDE = 2.0  # MoCo's head begins at 1.2, in a cone: only what was wide before has collapsed
+FIRST = 1  # the batch whose projections alone are looked at
 LOOK_EVERY = 20  # training steps between two looks
 LOOKS = 10  # so many looks in a row that find it are worth a warning
 
@@ -53,7 +55,8 @@ class CollapseWatch:
     A look at one step is copied to the host in the background, and read at a later look. Looks go
     to the projections too: BatchNorm in the heads lets them collapse, which ends all learning,
     while the representation stays as it happens to be. Projections may also keep their spread and
-    yet lie along one line, from which there is next to nothing to learn.
+    yet lie along one line, from which there is next to nothing to learn; that counts where they did
+    not begin so.
 
     Attributes:
         not_finite: whether a look found features that were not.
@@ -68,6 +71,8 @@ class CollapseWatch:
         self._steps = 0
         self._collapsed_looks = self._narrow_looks = 0
         self._look: Later | None = None
+        self._first: Later | None = None  # the participation ratio at the start
+        self._was_wide = False
 
     @property
     def is_collapsed(self) -> bool:
@@ -76,21 +81,26 @@ class CollapseWatch:
 
     @property
     def is_narrow(self) -> bool:
-        """Whether so many found the projections' participation ratio under ``NARROW``."""
-        return self._narrow_looks >= LOOKS
+        """Whether so many found projections under ``NARROW`` that had a ratio over ``WIDE``."""
+        return self._was_wide and self._narrow_looks >= LOOKS
 
     def look(self, outputs: Outputs) -> bool:
         """Note what one more training step made of a batch; says whether a look has come."""
         self._steps += 1
         batch_size = len(outputs.representation1)
+        if self._steps == FIRST:
+            self._first = Later([participation_ratio(outputs.projection1).float()])
         if self._steps % LOOK_EVERY or batch_size < 2:
             return False
+        if self._first is not None and self._first.has_come:
+            self._was_wide, self._first = self._first.read()[0] > WIDE, None
         has_come = self._look is not None and self._look.has_come
         if self._look is not None and has_come:
             *ratios, self.participation = self._look.read()
             self.not_finite = not all(map(math.isfinite, ratios))
             self.ratios = dict(zip(("representations", "projections"), ratios, strict=True))
             self._collapsed_looks = self._collapsed_looks + 1 if min(ratios) < COLLAPSED else 0
+            self._was_wide |= self.participation > WIDE
             is_narrow = self.participation < NARROW and batch_size >= SMALLEST_BATCH
             self._narrow_looks = self._narrow_looks + 1 if is_narrow else 0
             self._look = None
