@@ -123,6 +123,16 @@ def test_pairs_that_were_shuffled_are_told(name: str) -> None:
     told(lambda: train(make(name), shuffled, 30), "After 26 steps the two views of an image are no")
 
 
+def test_strangers_are_told_when_enough_images_were_seen() -> None:
+    torch.manual_seed(0)
+    watch, told = PairsWatch(), []
+    for _ in range(60):
+        watch.is_same(*torch.rand(2, 4, 3, 4, 4))
+        told.append(bool(watch.are_strangers(*torch.randn(2, 4, 8))))
+    assert told.index(True) == 49  # after 24 looks at four images, read at the next one
+    assert sum(told) == 1
+
+
 def matching() -> tuple[Tensor, ...]:
     view = images(8)
     return view, 0.5 * view + 0.1 * torch.randn_like(view)

@@ -410,6 +410,15 @@ def test_parameters_that_are_replaced_under_the_optimizer_are_told(name: str, an
     told(lambda: train(learner, optimizer, 8), "holds parameters that the net no longer has")
 
 
+def test_parameters_replaced_before_there_is_an_optimizer_are_not_told() -> None:
+    learner = make("SimCLR")
+    learner(*views())
+    state = {k: v.clone() for k, v in learner.net.state_dict().items()}
+    learner.net.load_state_dict(state, assign=True)
+    for _ in range(3):
+        learner(*views())
+
+
 def test_freezing_and_unfreezing_replaces_nothing() -> None:
     learner = make("BYOL")
     optimizer = SGD(learner.parameters(), lr=1e-3)
