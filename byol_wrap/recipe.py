@@ -173,9 +173,9 @@ class TrainingRecipe:
         return warmup_cosine(step, self.steps, self.warmup_steps)
 
     def _share_of_net(self, step: int) -> float:
-        if step < self.heads_alone:
-            return 0.0
         left = self.steps - self.heads_alone
+        if step < self.heads_alone or left < 1:
+            return 0.0
         return warmup_cosine(step - self.heads_alone, left, min(self.warmup_steps, left))
 
 

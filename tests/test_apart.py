@@ -1,15 +1,20 @@
 """Processes that each train weights of their own are told so; those that train one net are not."""
 
+import itertools
+import json
 import warnings
 from pathlib import Path
 from unittest import mock
 
+import pytest
 import torch
 import torch.distributed as dist
 from leaving import leave
 from methods import PAPERS, make
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from byol_wrap.guard.apart import ApartWatch
 
 SOON = {"AT": 4, "LOOK_EVERY": 2, "UNTIL": 16}
 
@@ -52,3 +57,24 @@ def test_processes_that_train_apart_are_told(tmp_path: Path) -> None:
             told = [m for m in messages if "of 2 processes each trains weights of its own" in m]
             assert len(messages) == len(told) == ("as one" not in kind), (kind, messages)
             assert all("wrap the learner" in message for message in told)
+
+
+@pytest.mark.parametrize(("more", "told"), [(0, True), (3, False)])
+def test_another_net_s_values_are_not_compared(
+    monkeypatch: pytest.MonkeyPatch, more: int, told: bool
+) -> None:
+    store, learner = dist.HashStore(), make("BYOL")
+    for name, value in SOON.items():
+        monkeypatch.setattr(f"byol_wrap.guard.apart.{name}", value)
+    monkeypatch.setattr("byol_wrap.guard.apart._in_group", lambda: True)
+    monkeypatch.setattr(ApartWatch, "_compared", itertools.count(7))
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: store)
+    watch = ApartWatch()
+    found = [watch.apart(learner) for _ in range(6)]
+    assert not any(found), "the other process has not come there yet"
+    own = json.loads(store.get("byol_wrap/7/0"))
+    store.set("byol_wrap/7/1", json.dumps([2.0] * (len(own) + more)))
+    found += [watch.apart(learner) for _ in range(12)]
+    assert sum(map(bool, found)) == told

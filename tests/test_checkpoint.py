@@ -230,12 +230,13 @@ def test_a_state_of_other_arguments_of_the_same_shapes_is_told(
 @pytest.mark.parametrize("name", PAPERS)
 def test_a_state_that_is_not_finite_is_refused_whole(name: str) -> None:
     own = [key for key in make_method(name).state_dict() if key not in ("step", "queue_position")]
-    for key in ("online.net.0.weight", own[-1], "queue"):
+    lost = {"online.net.0.weight": torch.nan, own[-1]: torch.inf, "queue": torch.nan}
+    for key, wrong in lost.items():
         learner = make_method(name)
         state = learner.state_dict()
         if key not in state or not state[key].is_floating_point():
             continue
-        state[key] = state[key].clone().flatten().index_fill(0, torch.tensor(1), torch.nan)
+        state[key] = state[key].clone().flatten().index_fill(0, torch.tensor(1), wrong)
         state[key] = state[key].view_as(learner.state_dict()[key])
         before = everything(learner)
         with pytest.raises(RuntimeError, match=f"'{key}' is not finite, and the learner is left"):
@@ -244,6 +245,8 @@ def test_a_state_that_is_not_finite_is_refused_whole(name: str) -> None:
     state = make_method(name).state_dict()
     state["online.net.1.running_var"] = torch.full((6,), torch.inf)  # the net's own affair
     make_method(name).load_state_dict(state)
+    state["of another module"] = torch.tensor(torch.nan)
+    make_method(name).load_state_dict(state, strict=False)
 
 
 def test_the_target_s_own_state_is_loaded_again() -> None:

@@ -224,6 +224,14 @@ def test_one_sound_look_starts_the_count_anew():
     assert steps_until_told(watch, outputs(0.01)) == LOOK_EVERY * (LOOKS + 1)
 
 
+def test_so_it_does_of_projections_along_a_line():
+    watch, line = CollapseWatch(), along(1.0, 0.1)
+    for seen, looks in ((line, LOOKS - 1), (along(1.0, 1.0), 1), (line, LOOKS)):
+        for _ in range(LOOK_EVERY * looks):
+            watch.look(seen)
+            assert not watch.is_narrow
+
+
 @pytest.mark.parametrize("seen", [outputs(1.0), outputs(0.15, 0.15)])
 def test_the_watch_says_nothing_of_what_is_spread_out(seen):
     assert steps_until_told(CollapseWatch(), seen) is None

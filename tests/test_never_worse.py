@@ -265,6 +265,25 @@ def test_rates_of_a_recipe_rise_and_fall() -> None:
     assert heads.index(max(heads)) == recipe.warmup_steps
 
 
+@pytest.mark.parametrize("waits", [29, 30])
+def test_heads_may_learn_alone_to_the_end_or_almost(waits: int) -> None:
+    learner = BYOL(conv_net(), 16, pretrained=True, **SMALL)
+    recipe = training_recipe(learner.net, 16, steps=30, pretrained=True)
+    optimizer, scheduler = replace(recipe, heads_alone=waits).optimizer(learner)
+    for _ in range(30):
+        assert all(group["lr"] == 0 for group in optimizer.param_groups[2:])
+        optimizer.step()
+        scheduler.step()
+
+
+def test_a_long_run_is_as_papers_have_it_and_one_between_lies_between() -> None:
+    between, long = (training_recipe(conv_net(), 16, steps=n) for n in (31_623, 400_000))
+    assert long.crop_area == (pytest.approx(0.08), 1.0)
+    assert long.moving_average_decay == pytest.approx(0.996)
+    assert (between.projection_hidden_size, long.projection_hidden_size) == (2896, 4096)
+    assert between.crop_area[0] == pytest.approx((0.7 * 0.08) ** 0.5, rel=1e-4)
+
+
 def test_a_recipe_is_read_a_setting_a_line() -> None:
     recipe = replace(training_recipe(conv_net(), 32, steps=3000), learning_rate=0.1 + 0.2)
     title, *lines = str(recipe).splitlines()
@@ -347,6 +366,12 @@ def test_a_new_net_is_trained_at_a_rate_for_its_kind_of_layers() -> None:
 def test_a_rate_is_changed_with_the_backbones_in_proportion() -> None:
     recipe = training_recipe(conv_net(), 16, steps=9, pretrained=True).at_rate(0.01)
     assert (recipe.learning_rate, recipe.backbone_learning_rate) == (0.01, pytest.approx(0.002))
+
+
+def test_rates_of_a_pretrained_net_grow_with_the_batch() -> None:
+    recipe = training_recipe(conv_net(), 16, steps=9, batch_size=128, pretrained=True)
+    rates = recipe.learning_rate, recipe.backbone_learning_rate
+    assert rates == (pytest.approx(2e-3), pytest.approx(4e-4))
 
 
 def test_what_is_no_recipe_is_refused() -> None:

@@ -166,7 +166,15 @@ def test_parts_have_rates_of_their_own_which_follow_the_cosine() -> None:
 
 @pytest.mark.parametrize(
     ("epochs", "rate", "decay"),
-    [(40, 0.45, 0.97), (100, 0.45, 0.99), (300, 0.3, 0.99), (1000, 0.2, 0.996), (600, 0.2, 0.996)],
+    [
+        (4, 0.45, 0.97),
+        (40, 0.45, 0.97),
+        (65, 0.45, 0.99),
+        (100, 0.45, 0.99),
+        (300, 0.3, 0.99),
+        (600, 0.2, 0.996),
+        (1000, 0.2, 0.996),
+    ],
 )
 def test_the_published_recipe_of_byol_is_the_papers(epochs: int, rate: float, decay: float) -> None:
     recipe = published_recipe(BYOL, 224, images=1_281_167, epochs=epochs, batch_size=4096)
@@ -174,7 +182,7 @@ def test_the_published_recipe_of_byol_is_the_papers(epochs: int, rate: float, de
     assert recipe.learning_rate == recipe.backbone_learning_rate == rate * 16
     assert recipe.weight_decay == (1.5e-6 if rate == 0.2 else 1e-6)
     assert recipe.steps == epochs * 312
-    assert recipe.warmup_steps == 10 * 312
+    assert recipe.warmup_steps == min(10, epochs) * 312
     arguments = recipe.arguments()
     assert arguments["moving_average_decay"] == decay
     assert arguments["total_steps"] == recipe.steps

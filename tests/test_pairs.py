@@ -1,5 +1,6 @@
 """Pairs of views from which nothing can be learnt are told; sound ones are not."""
 
+import itertools
 import warnings
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 from byol_wrap import Learner, RandomView, Recipe
+from byol_wrap.guard.pairs import PairsWatch
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +102,14 @@ def test_views_that_differ_are_not_told(kind: str) -> None:
     train(make("BYOL"), DIFFERENT[kind])
 
 
+def test_sameness_is_looked_for_in_the_first_steps_alone() -> None:
+    watch = PairsWatch()
+    for _ in range(100):
+        assert not watch.is_same(*torch.rand(2, 4, 3, 4, 4))
+    view = torch.rand(4, 3, 4, 4)
+    assert not any(watch.is_same(view, view) for _ in range(10))
+
+
 # Pairs that do not match
 
 
@@ -111,6 +121,16 @@ def shuffled() -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("name", PAPERS)
 def test_pairs_that_were_shuffled_are_told(name: str) -> None:
     told(lambda: train(make(name), shuffled, 30), "After 26 steps the two views of an image are no")
+
+
+def test_strangers_are_told_when_enough_images_were_seen() -> None:
+    torch.manual_seed(0)
+    watch, told = PairsWatch(), []
+    for _ in range(60):
+        watch.is_same(*torch.rand(2, 4, 3, 4, 4))
+        told.append(bool(watch.are_strangers(*torch.randn(2, 4, 8))))
+    assert told.index(True) == 49  # after 24 looks at four images, read at the next one
+    assert sum(told) == 1
 
 
 def matching() -> tuple[Tensor, ...]:
@@ -191,8 +211,11 @@ def test_one_that_draws_for_each_image_is_not_told(augment: Callable[[Tensor], T
 
 
 @pytest.mark.parametrize("name", PAPERS)
-def test_batches_of_two_are_told(name: str) -> None:
-    message = told(lambda: train(make(name), lambda: (images(2),)), "batches were of 3 images or")
+def test_batches_of_two_or_three_are_told(name: str) -> None:
+    sizes = itertools.cycle([2, 3])
+    message = told(
+        lambda: train(make(name), lambda: (images(next(sizes)),)), "batches were of 3 images or"
+    )
     assert "Adding up" in message
 
 
@@ -203,3 +226,18 @@ def test_batches_of_two_without_batchnorm_and_a_small_one_now_and_then_are_not_t
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(make("MoCo", net=net), lambda: (images(2),))
+
+
+def test_small_batches_of_many_processes_and_frozen_batchnorm_are_not_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    learner = make("BYOL")
+    with monkeypatch.context() as grouped:
+        grouped.setattr("torch.distributed.is_initialized", lambda: True)
+        grouped.setattr("torch.distributed.get_world_size", lambda: 2)
+        watch = PairsWatch()
+        assert not any(watch.are_few(2, learner) for _ in range(9))
+    learner.eval()
+    learner.target.train()  # which trains nothing
+    watch = PairsWatch()
+    assert not any(watch.are_few(2, learner) for _ in range(9))

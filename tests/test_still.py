@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import itertools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +25,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "still.LOOK_EVERY": 2,
         "still.LOOKS": 3,
-        "still.STEPS": 6,
+        "still.STEPS": 4,
         "replaced.LOOK_EVERY": 2,
         "jump.LOOK_EVERY": 2,
         "jump.USUAL": 3,
@@ -124,10 +125,16 @@ def warm_up_without_scheduler(learner: Learner) -> Optimizer:
     return optimizer
 
 
+def beside_another_net(learner: Learner) -> Optimizer:
+    groups = [{"params": learner.parameters(), "lr": 0.0}, {"params": nn.Linear(2, 2).parameters()}]
+    return SGD(groups, lr=0.1)
+
+
 NO_RATE: dict[str, Callable[[Learner], Optimizer]] = {
     "SGD": lambda learner: SGD(learner.parameters(), lr=0.0, momentum=0.9),
     "fused": lambda learner: AdamW(learner.parameters(), lr=0.0, fused=True),
     "scheduler forgotten": warm_up_without_scheduler,
+    "beside another net": beside_another_net,
 }
 
 
@@ -140,6 +147,18 @@ def test_a_rate_of_0_is_told(name: str, how: str) -> None:
     optimizer = NO_RATE[how](learner)
     message = told(lambda: train(learner, optimizer), "learning rate is 0")
     assert "For 6 training steps no weight has moved" in message
+
+
+def test_a_rate_of_0_is_told_also_where_most_steps_find_no_gradient() -> None:
+    learner = make("SimCLR")
+    takes = itertools.cycle([True, False, False])
+
+    def now_and_then(loss: Tensor) -> None:
+        if next(takes):
+            loss.backward()
+
+    optimizer = SGD(learner.parameters(), lr=0.0)
+    told(lambda: train(learner, optimizer, backward=now_and_then), "learning rate is 0")
 
 
 @pytest.mark.parametrize("name", ["BYOL", "SimSiam"])
@@ -155,9 +174,10 @@ def test_a_run_that_goes_on_when_its_schedule_has_ended_is_told(name: str) -> No
 
 def test_steps_that_half_precision_loses_are_told() -> None:
     learner = make("SimCLR", net=conv_net(6)).to(torch.bfloat16)
-    for parameter in learner.parameters():
+    matrices, rest = ([p for p in learner.parameters() if (p.ndim > 1) is m] for m in (True, False))
+    for parameter in matrices:
         nn.init.constant_(parameter, 0.5)
-    optimizer = SGD(learner.parameters(), lr=1e-9)
+    optimizer = SGD([{"params": matrices}, {"params": rest, "lr": 1e-10}], lr=1e-9)
 
     def run() -> None:
         for _ in range(20):
@@ -190,6 +210,7 @@ def skipping(learner: Learner) -> None:
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
+        learner.update_moving_average()
 
 
 def adding_up(learner: Learner) -> None:
@@ -200,6 +221,17 @@ def adding_up(learner: Learner) -> None:
             optimizer.step()
             optimizer.zero_grad()
             learner.update_moving_average()
+
+
+def adding_up_at_a_rate_that_rises(learner: Learner) -> None:
+    optimizer = SGD(learner.parameters(), lr=0.1)
+    scheduler = LambdaLR(optimizer, lambda step: float(step >= 5))
+    for step in range(20):
+        learner(*views()).backward()
+        if step % 2:
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
 
 
 def warming_up(learner: Learner) -> None:
@@ -253,9 +285,19 @@ def clipping_weights(learner: Learner) -> None:
     train(learner, SGD(learner.parameters(), lr=0.1), after=clip)
 
 
+def growing_on(learner: Learner) -> None:
+    def grow(step: int) -> None:
+        with torch.no_grad():
+            for parameter in learner.net.parameters():
+                parameter.mul_(50 if step == 1 else 1.05)
+
+    train(learner, SGD(learner.parameters(), lr=0.1), after=grow)
+
+
 SOUND: dict[str, Callable[[Learner], None]] = {
     "rate rises from 0": warming_up,
     "batches added up": adding_up,
+    "rate rises from 0, batches added up": adding_up_at_a_rate_that_rises,
     "steps skipped at first": skipping,
     "only computed": computing,
     "validated with gradient": validating,
@@ -264,6 +306,7 @@ SOUND: dict[str, Callable[[Learner], None]] = {
     "fused": lambda learner: train(learner, AdamW(learner.parameters(), fused=True)),
     "weights swapped and back": averages_put_in_for_a_while,
     "weights clipped": clipping_weights,
+    "weights grown, and moving on": growing_on,
 }
 
 
@@ -328,7 +371,7 @@ def test_weights_loaded_where_nothing_is_left_behind_are_not_told(how: str) -> N
 def test_weights_that_are_thrown_far_and_freeze_are_told(name: str) -> None:
     learner = make(name)
     optimizer = SGD(learner.parameters(), lr=1e5)
-    with pytest.warns(UserWarning, match="grew to") as caught:
+    with pytest.warns(UserWarning, match="At about step 1 .* grew to") as caught:
         train(learner, optimizer, 20)
     messages = [str(w.message) for w in caught if "grew to" in str(w.message)]
     assert len(messages) == 1
@@ -365,6 +408,15 @@ def test_parameters_that_are_replaced_under_the_optimizer_are_told(name: str, an
         train(learner, SGD(learner.parameters(), lr=1e-3), 8)
         return
     told(lambda: train(learner, optimizer, 8), "holds parameters that the net no longer has")
+
+
+def test_parameters_replaced_before_there_is_an_optimizer_are_not_told() -> None:
+    learner = make("SimCLR")
+    learner(*views())
+    state = {k: v.clone() for k, v in learner.net.state_dict().items()}
+    learner.net.load_state_dict(state, assign=True)
+    for _ in range(3):
+        learner(*views())
 
 
 def test_freezing_and_unfreezing_replaces_nothing() -> None:

@@ -345,9 +345,17 @@ def test_files_of_classes_are_read_as_a_folder_is(held, tmp_path):
         sizes.append(pixels.shape)
     expected = verdict(before, learner, tmp_path, image_size=12, draws=8)
     files = ImageFiles(tmp_path, 12)
+    given = [0] * 12 + [1] * 12
     assert verdict(before, learner, files, draws=8) == expected
     assert verdict(before, learner, ImageFiles(tmp_path, 16), image_size=12, draws=8) == expected
+    by_number = verdict(before, learner, ImageFiles(tmp_path, 16), given, image_size=12, draws=8)
+    assert by_number == expected
+    with pytest.raises(ValueError, match="There are 24 images, but 23 labels"):
+        verdict(before, learner, files, given[:-1])
     (tmp_path / "cats" / "zz.png").write_bytes(b"no picture")
+    of_all = [*given[:12], 1, *given[12:]]  # the broken one's is left out with it
+    with pytest.warns(UserWarning, match=r"cannot be read: .*cats/zz\.png"):
+        assert verdict(before, learner, ImageFiles(tmp_path, 12), of_all, draws=8) == expected
     Image.new("RGB", (12, 12)).save(tmp_path / "of no class.png")
     with pytest.warns(UserWarning, match=r"cannot be read: .*cats/zz\.png"):
         assert verdict(before, learner, ImageFiles(tmp_path, 12), draws=8) == expected
@@ -355,8 +363,8 @@ def test_files_of_classes_are_read_as_a_folder_is(held, tmp_path):
     each = ImageFiles(tmp_path, 12, prepare=own_size)
     with pytest.warns(UserWarning, match="cannot be read"):
         assert verdict(before, learner, each, draws=8).images == 24
-    features, given = extract_features(learner, each)
-    assert len(features) == len(given) == 26
+    features, found = extract_features(learner, each)
+    assert len(features) == len(found) == 26
     with pytest.raises(ValueError, match="have no classes"):
         verdict(before, learner, ImageFiles(tmp_path / "cats", 12))
 

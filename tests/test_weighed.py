@@ -1,5 +1,6 @@
 """A loss that is maximised, and float16 without a scaled loss, are told; sound weights are not."""
 
+import itertools
 import warnings
 from collections.abc import Callable
 
@@ -57,11 +58,15 @@ def test_so_are_weights_in_float16() -> None:
         run()
 
 
+SIGNS = itertools.cycle([1, 1, -1, -1])
+
+
 @pytest.mark.parametrize(
     ("weigh", "dtype"),
     [
         (lambda loss: loss / 64, torch.float32),
         (lambda loss: 0 * loss, torch.float32),
+        (lambda loss: loss * next(SIGNS), torch.float32),
         (lambda loss: loss / 2, torch.bfloat16),
         (lambda loss: loss * 1024 / 2, torch.float16),
     ],

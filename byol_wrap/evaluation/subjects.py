@@ -42,7 +42,7 @@ def features_of(
     readers = {name: _reader(m, loader) for name, m in models.items() if m is not None}
     gathered, found = gather(list(readers.values()), loader, "cpu")
     features: dict[str, Any] = dict(zip(readers, gathered, strict=True))
-    found = found if labels is None or isinstance(data, Tensor) else as_labels(labels)
+    found = found if labels is None or isinstance(data, Tensor | ImageFiles) else as_labels(labels)
     if found is None:
         raise ValueError("There are no labels: give labels=, or a loader of (images, labels).")
     sides = [features.get(n, s) for n, s in (("before", before), ("after", after))]
@@ -57,8 +57,9 @@ def batches(data: Any, labels: Any, image_size: int | None) -> Iterable[Any]:
     """
     if isinstance(data, str | Path):
         return _in_batches(*read_folder(Path(data), image_size))
-    if isinstance(data, ImageFiles) and labels is None:
-        return _in_batches(*read_files(data if image_size is None else data.at(image_size)))
+    if isinstance(data, ImageFiles):
+        files = data if image_size is None else data.at(image_size)
+        return _in_batches(*read_files(files, labels))
     if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor):
         data, labels = data
     if isinstance(data, Tensor):
@@ -102,21 +103,26 @@ def read_folder(folder: Path, size: int | None) -> tuple[Images, list[str]]:
     return read_whole(files, classes)
 
 
-def read_files(files: ImageFiles) -> tuple[Images, list[str]]:
-    """Images of a data set of files, as its ``prepare`` gives them, and the classes' names.
+def read_files(files: ImageFiles, labels: Any = None) -> tuple[Images, list[Any]]:
+    """Images of a data set of files, as its ``prepare`` gives them; labels, or the classes' names.
 
     What is broken is left out, with a warning, and so is what has no class.
 
     Raises:
-        ValueError: no image has a class.
+        ValueError: no image has a class, or there is another number of labels than of files.
     """
+    if labels is not None:
+        given = as_labels(labels)
+        if len(given) != len(files):
+            raise ValueError(f"There are {len(files)} images, but {len(given)} labels.")
+        return read_whole(files, given.tolist() if isinstance(given, Tensor) else given)
     classes = [files.classes[label] if label >= 0 else None for label in files.labels.tolist()]
     if not any(classes):
         raise ValueError("The images have no classes: each should lie in the folder of its class.")
     return read_whole(files, classes)
 
 
-def read_whole(files: ImageFiles, classes: Sequence[str | None]) -> tuple[Images, list[str]]:
+def read_whole(files: ImageFiles, classes: Sequence[Any]) -> tuple[Images, list[Any]]:
     """Images that have a class and can be read; a list where they differ in size."""
     items = [(files[index], name) for index, name in enumerate(classes) if name is not None]
     broken = {name: why for item, _ in items for name, why in item.skipped}
