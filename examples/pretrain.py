@@ -100,7 +100,8 @@ class Run:
         self.at_once = args.batch_size * world * args.accumulate
         self.epoch = len(self.train) // self.at_once  # in steps
         self.steps = max(1, args.epochs * self.epoch)
-        fabric.print(f"{self.files}\n{len(self.held)} of them held out; {self.steps} steps")
+        held = len(self.held) or "none, as no two classes have 40 images,"
+        fabric.print(f"{self.files}\n{held} of them held out; {self.steps} steps")
         torch.manual_seed(args.seed)  # the same weights in all processes
         net = backbone(args)
         if world > 1 and fabric.device.type == "cuda":

@@ -341,6 +341,30 @@ def mlp() -> nn.Module:
     return head(nn.Linear(12, 12), nn.ReLU(), fc(12))
 
 
+def projector() -> nn.Module:
+    return head(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 12))
+
+
+def pooled_probe(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    f = net.body(x).mean((2, 3))
+    return net.head(f), net.probe(f.detach())
+
+
+def own_target(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    z = net.head(net.body(x).mean((2, 3)))
+    return net.predictor(z), z.detach()
+
+
+def dense_heads(net: Any, x: Tensor) -> tuple[Tensor, ...]:
+    f = net.body(x)
+    return tuple(head(f) for head in net.heads)
+
+
+def over_places(*gives: int) -> nn.Module:
+    heads = nn.ModuleList(nn.Conv2d(48, channels, 1) for channels in gives)
+    return Function(dense_heads, body=block(3, 48), heads=heads)
+
+
 TOLD: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "an image and its mirror image": (
         lambda: Function(flipped, body=conv_net(12), fc=fc(12)),
@@ -440,7 +464,24 @@ TOLD: dict[str, tuple[Callable[[], nn.Module], str]] = {
         ),
         "a product with a parameter",
     ),
+    "a probe of what is pooled and detached": (
+        lambda: Function(pooled_probe, body=block(3, 12), head=mlp(), probe=fc(12)),
+        "layer 'probe' reads the input of 'head', detached",
+    ),
+    "a target of its own": (
+        lambda: Function(own_target, body=block(3, 12), head=projector(), predictor=projector()),
+        "the net gives the output of 'head', detached",
+    ),
+    "boxes of each place": (lambda: over_places(125), "gives 125 numbers for each place of a map"),
+    "fewer scores of each place": (lambda: over_places(40), "gives 40 numbers for each place"),
+    "scores and boxes of each place": (lambda: over_places(56, 64), "numbers for each place"),
 }
+
+
+@pytest.mark.parametrize("channels", [48, 64])
+def test_a_map_of_a_last_convolution_is_a_backbones(channels: int) -> None:
+    learner = wrap(over_places(channels))  # without a warning
+    assert learner.representation.size == channels
 
 
 @pytest.mark.parametrize("name", TOLD)

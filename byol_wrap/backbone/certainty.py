@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
 from byol_wrap.backbone.branches import is_picked
-from byol_wrap.backbone.classifier import ACTIVATIONS, NORMS, RESHAPES, Head, heads_of, is_attended
+from byol_wrap.backbone.classifier import (
+    ACTIVATIONS,
+    CONVOLUTIONS,
+    NORMS,
+    RESHAPES,
+    Head,
+    heads_of,
+    is_attended,
+)
 from byol_wrap.backbone.graph import Edge, ancestors, channel_dim, dims, kind, parents, shape_of
 from byol_wrap.backbone.measuring import Measure
 from byol_wrap.backbone.recording import Call, Record, Value
@@ -27,6 +35,7 @@ PASSES = frozenset(
     (*RESHAPES.split(), *REDUCES, "Mean", "NativeDropout", "Div", "Where", "CopySlices")
 )
 PASSES_WITHIN = ("AvgPool", "Pad")
+ROUND = 8  # what the channels of backbones are multiples of
 MIXES = "the net mixes the images of a batch on the way to it, as mixup does"
 PUTS = ("IndexAdd", "IndexCopy", "IndexPut", "IndexPutImpl")
 REORDERS = ("Index", "IndexSelect", "Flip", "Roll")
@@ -45,7 +54,7 @@ def uncertainty(measure: Measure, tap: Tap, ends: Sequence[Edge], trainable: set
     if value.place is None:
         return ""
     return (
-        (_are_scores(measure, value) if tap.layer == "" else "")
+        (_are_scores(measure, value) or _score_places(measure, value) if tap.layer == "" else "")
         or _last_step(record, value.place, value.tensor.ndim == 2 and not ends, bool(ends))
         or _is_one_of_several(record, tap)
         or _mixes_images(record, value.place)
@@ -67,6 +76,42 @@ def _are_scores(measure: Measure, value: Value) -> str:
     names = dict.fromkeys(head.call.name for head in heads if head.call)
     often = [f"layer {name!r}, which runs {record.times[name]} times" for name in names]
     return f"its numbers may be scores of {' and '.join(often[:2]) or 'a product'}"
+
+
+def _score_places(measure: Measure, value: Value) -> str:
+    """Whether a map is what a convolution with a bias gives, with nothing behind it, as scores are.
+
+    A backbone's keep or widen the channels, to a round number, and have a map for themselves.
+    """
+    record = measure.record
+    call = _convolution(record, value.place) if measure.positions(value) > 1 else None
+    if call is None or call.input is None:
+        return ""
+    layer = call.layer
+    assert isinstance(layer, CONVOLUTIONS)
+    gives, reads = layer.out_channels, layer.in_channels
+    others = [_convolution(record, output.place) for output in record.net_outputs]
+    siblings = [o for o in others if o and o is not call and o.input]
+    is_alone = all(o.input and o.input.place != call.input.place for o in siblings)
+    if gives >= reads and gives % ROUND == 0 and is_alone:
+        return ""
+    return (
+        f"layer {call.name!r} gives {gives} numbers for each place of a map, with no norm or "
+        "activation behind it: they may be scores"
+    )
+
+
+def _convolution(record: Record, place: Edge | None) -> Call | None:
+    """The call of the convolution with a bias that gave a value, which was only reshaped since."""
+    node = place[0] if place else None
+    while node is not None and kind(node) in RESHAPES.split() and len(parents(node)) == 1:
+        node = parents(node)[0][0]
+    for call in record.calls:
+        if isinstance(call.layer, CONVOLUTIONS) and call.layer.bias is not None and call.outputs:
+            given = call.outputs[0].place
+            if given is not None and given[0] is node:
+                return call
+    return None
 
 
 def _is_projected(head: Head) -> bool:
@@ -166,22 +211,28 @@ def _reorders(node: Any, batch: int) -> bool:
 
 
 def _is_read_detached(record: Record, tap: Tap) -> str:
-    """Whether a layer reads, detached, what it is made from, as a probe does of features."""
+    """Whether what it is made from is read detached, as by a probe, or given so, as a target is."""
     assert tap.value.place is not None
     behind = ancestors(tap.value.place) - {tap.value.place[0]}
+    given = [(c.input, f"the input of {c.name!r}") for c in record.calls if c.input and c.name]
+    # Outputs come behind inputs, and of those what contains others.
+    made = [(v, f"the output of {c.name!r}") for c in record.calls if c.name for v in c.outputs]
     kept = {
-        value.tensor.data_ptr(): (call.name, value.tensor.shape)
-        for call in record.calls  # those that contain others come behind them
-        for value in call.outputs
+        value.tensor.data_ptr(): (name, value.tensor.shape)
+        for value, name in [*given, *made]
         if value.place and value.place[0] in behind and value.tensor.layout is torch.strided
     }
-    for call in record.calls:
-        given = None if call.input is None or call.input.place else call.input.tensor
-        if given is None or given.layout is not torch.strided or not call.layer._parameters:
+    readers = [
+        (f"layer {call.name!r} reads", call.input)
+        for call in record.calls
+        if call.layer._parameters and call.input is not None
+    ]
+    for who, value in [*readers, *(("the net gives", output) for output in record.net_outputs)]:
+        if value.place is not None or value.tensor.layout is not torch.strided:
             continue
-        name, shape = kept.get(given.data_ptr(), ("", None))
-        if call.name and shape == given.shape:
-            return f"layer {call.name!r} reads the output of {name!r}, detached, as a probe does"
+        name, shape = kept.get(value.tensor.data_ptr(), ("", None))
+        if shape == value.tensor.shape:
+            return f"{who} {name}, detached, as a probe reads features, or a target is given"
     return ""
 
 

@@ -39,7 +39,8 @@ def _way_to_net(thing: Any, method: str) -> str:
     if inspect.isclass(thing) or inspect.isroutine(thing):
         return f"; if it makes one, call it: {thing.__name__}()"
     if isinstance(thing, str):
-        return f"; make the net first: torchvision.models.get_model({thing!r})"
+        makers = f"torchvision.models.get_model({thing!r}) or timm.create_model({thing!r})"
+        return f"; make the net first: {makers}"
     if isinstance(thing, Mapping):
         return "; load the weights into a net first: net.load_state_dict(weights)"
     return "" if inner is None else f"; the net in it is net.{inner}: {method}(net.{inner})"

@@ -78,9 +78,10 @@ class Verdict:
         return asdict(self) | {"measures": measures, "sentence": self.sentence}
 
     def __str__(self) -> str:
+        labels = f"{self.labels_per_class} label{'s' * (self.labels_per_class > 1)}"
         lines = [
             self.sentence,
-            f"Accuracy in percent, {self.draws} draws of {self.labels_per_class} labels a class, "
+            f"Accuracy in percent, {self.draws} draws of {labels} a class, "
             f"{self.images} images of {self.classes} classes:",
             f"{'':20}{'before':>14}{'after':>14}   difference",
         ]
