@@ -478,6 +478,18 @@ TOLD: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }
 
 
+def asked(net: Any, x: Tensor) -> Tensor:
+    tokens = net.body(x).flatten(2).mT
+    query = net.query.weight.expand(len(x), 1, -1)
+    return net.out(F.scaled_dot_product_attention(query, net.key(tokens), tokens).mean(1))
+
+
+def test_what_an_attention_pools_and_projects_is_read_behind_its_last_layer() -> None:
+    parts = {"query": nn.Embedding(1, 16), "key": nn.Linear(16, 16), "out": nn.Linear(16, 16)}
+    learner = wrap(Function(asked, body=encoder(), **parts))  # without a warning
+    assert (learner.representation.layer, learner.representation.size) == ("", 16)
+
+
 @pytest.mark.parametrize("channels", [48, 64])
 def test_a_map_of_a_last_convolution_is_a_backbones(channels: int) -> None:
     learner = wrap(over_places(channels))  # without a warning

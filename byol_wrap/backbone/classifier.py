@@ -87,13 +87,15 @@ def heads_of(record: Record, place: Edge) -> list[Head]:
 
     Empty where it is made of something else, too.
     """
-    layers = layers_of(record)
+    layers, attended = layers_of(record), _ends_of_attentions(record)
     found: dict[Any, frozenset[Head] | None] = {}
     for node in in_order([place[0]]):
         if node in layers:
             found[node] = frozenset([layers[node]])
         elif hasattr(node, "variable"):
             found[node] = frozenset()  # a scale, or a shift
+        elif node in attended:
+            found[node] = None  # features, as of a residual block
         else:
             found[node] = _activated(node, found) or _passed(record, node, found)
     return sorted(found[place[0]] or (), key=_order(record))
@@ -109,6 +111,16 @@ def layers_of(record: Record) -> dict[Any, Head]:
             if place is not None and not _is_of_attention(call.layer, given):
                 layers[place[0]] = Head(given, place[0], call)
     return layers
+
+
+def _ends_of_attentions(record: Record) -> set[Any]:
+    """The nodes of what an attention's own last layer gives."""
+    return {
+        call.outputs[0].place[0]
+        for call in record.calls
+        if call.input and call.input.place and call.outputs and call.outputs[0].place
+        if _is_of_attention(call.layer, call.input.place)
+    }
 
 
 def _sees_all(call: Call) -> bool:
