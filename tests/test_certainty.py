@@ -341,6 +341,20 @@ def mlp() -> nn.Module:
     return head(nn.Linear(12, 12), nn.ReLU(), fc(12))
 
 
+def stages(net: Any, x: Tensor) -> Tensor:
+    rest, total = x.flatten(1), 0
+    for stage in net.stages:
+        hidden = stage["body"](rest)
+        rest, total = rest - stage["back"](hidden), total + stage["fore"](hidden)
+    return total
+
+
+def stage() -> nn.ModuleDict:
+    body = nn.Sequential(nn.Linear(3 * 32 * 32, 16), nn.ReLU())
+    back, fore = nn.Linear(16, 3 * 32 * 32), nn.Linear(16, CLASSES)
+    return nn.ModuleDict({"body": body, "back": back, "fore": fore})
+
+
 def projector() -> nn.Module:
     return head(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 12))
 
@@ -471,6 +485,10 @@ TOLD: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a target of its own": (
         lambda: Function(own_target, body=block(3, 12), head=projector(), predictor=projector()),
         "the net gives the output of 'head', detached",
+    ),
+    "stages that read what is left": (
+        lambda: Function(stages, stages=nn.ModuleList([stage(), stage()])),
+        "a part of it was made by no layer",
     ),
     "boxes of each place": (lambda: over_places(125), "gives 125 numbers for each place of a map"),
     "fewer scores of each place": (lambda: over_places(40), "gives 40 numbers for each place"),

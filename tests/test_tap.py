@@ -101,9 +101,10 @@ def test_a_convolution_of_a_single_pixel_is_a_classifier_too() -> None:
     torch.testing.assert_close(learner.embed(images), expected)
 
 
-def test_a_map_of_classes_is_no_classifier() -> None:
+def test_a_map_of_few_numbers_is_told() -> None:
     net = nn.Sequential(*list(conv_net(6))[:6], nn.Conv2d(6, 5, 1))
-    found = wrap(net).representation
+    with pytest.warns(UserWarning, match="layer '6' gives 5 numbers for each place"):
+        found = wrap(net).representation
     assert found is not None
     assert (found.layer, found.side, found.pool, found.size) == ("", "output", "mean", 5)
 

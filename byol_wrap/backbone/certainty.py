@@ -56,6 +56,7 @@ def uncertainty(measure: Measure, tap: Tap, ends: Sequence[Edge], trainable: set
     return (
         (_are_scores(measure, value) or _score_places(measure, value) if tap.layer == "" else "")
         or _last_step(record, value.place, value.tensor.ndim == 2 and not ends, bool(ends))
+        or _holds_what_is_fed(value.place)
         or _is_one_of_several(record, tap)
         or _mixes_images(record, value.place)
         or _is_read_detached(record, tap)
@@ -159,6 +160,19 @@ def _last_step(record: Record, place: Edge, is_output: bool, is_classified: bool
     if not last:
         return ""
     return f"its last step, {last[0]}, is none that is known to give features"
+
+
+def _holds_what_is_fed(place: Edge) -> str:
+    """Whether a part of it was made by no layer, as what is left of a series between stages."""
+    node = place[0]
+    while kind(node) in (*RESHAPES.split(), "Mean") and kind(node) != "Cat":
+        if len(parents(node)) != 1:
+            return ""
+        node = parents(node)[0][0]
+    made = [part is not None for part, _ in getattr(node, "next_functions", ())]
+    holds = kind(node) == "Cat" and len(made) > sum(made) > 0
+    holds |= kind(node) in ("Add", "Sub") and made == [False, True]
+    return "a part of it was made by no layer: it may be what the net is fed" if holds else ""
 
 
 def _reduces_channels(node: Any) -> bool:
