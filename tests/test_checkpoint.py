@@ -278,7 +278,7 @@ def test_a_net_that_renames_old_keys_still_does() -> None:
     class Renamed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.new = nn.Conv2d(3, 6, 3)
+            self.new = nn.Conv2d(3, 8, 3)
             self.register_load_state_dict_pre_hook(self.rename)
 
         @staticmethod

@@ -264,7 +264,7 @@ class Estimator:
 )
 @pytest.mark.parametrize("name", PAPERS)
 def test_what_holds_a_net_is_refused_with_the_way_to_it(name: str, net: Any, path: str) -> None:
-    with pytest.raises(TypeError, match=rf"BYOL\({path}\)"):
+    with pytest.raises(TypeError, match=rf"{name}\({path}\)"):
         METHODS[name](net, 32)
 
 

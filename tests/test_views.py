@@ -820,7 +820,7 @@ def test_views_of_an_own_recipe_are_normalised_as_the_default_ones():
     still = Recipe(crop_area=(1, 1), crop_ratio=(1, 1), flip=0, jitter=0, greyscale=0)
     images = torch.rand(4, 3, 32, 32)
     mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-    net = torch.nn.Conv2d(3, 4, 3)
+    net = torch.nn.Conv2d(3, 8, 3)
     learner = BYOL(net, 32, augment_fn=RandomView(still), projection_hidden_size=8)
     for view in learner.views(images):
         torch.testing.assert_close(view, (images - mean) / std)

@@ -333,7 +333,7 @@ def awkward_zoo() -> list[Backbone]:
             "compiled already",
             lambda: torch.compile(conv_net()),
             32,
-            refused=(TypeError, "torch.compile(BYOL(net))"),
+            refused=(TypeError, "compile the learner"),
         ),
         Backbone("quantized", quantized, 32, refused=(TypeError, "wrap the net as it is before")),
         Backbone("LoRA (peft) on a ViT", lora, 64, lambda _: 32),

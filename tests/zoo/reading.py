@@ -213,7 +213,7 @@ def failure(error: Exception) -> Row:
         return {"outcome": "broken", "error": words}
     frames = traceback.extract_tb(error.__traceback__)
     by = "byol_wrap" if "byol_wrap" in Path(frames[-1].filename).parts else "others"
-    told = by == "byol_wrap" and ("hidden_layer" in words or "channels=" in words)
+    told = by == "byol_wrap" and any(w in words for w in ("hidden_layer", "channels=", "wrap it"))
     return {"outcome": "refused" if told else "error", "error": words[:1000], "by": by}
 
 

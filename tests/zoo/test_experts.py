@@ -98,7 +98,7 @@ def test_tokens_that_begin_alike_are_told_apart() -> None:
 def test_errors_are_judged_by_what_they_say() -> None:
     unclear = reading.attempt(expert("1<", make=partial(conv_net, width=-1)))
     assert unclear["outcome"] == "error"
-    unfit = reading.attempt(expert("1<", make=partial(nn.Linear, 3, 5)))
+    unfit = reading.attempt(expert("1<", make=partial(nn.Linear, 7, 5)))
     assert unfit["outcome"] == "refused"
     assert "channels=" in unfit["error"]
     named = partial(reading.WRAP, hidden_layer="nowhere")
