@@ -115,7 +115,8 @@ def participation_ratio(features: Tensor) -> Tensor:
         >>> round(participation_ratio(torch.eye(4)).item(), 3)
         4.0
     """
-    gram = _unit(features) @ _unit(features).T
+    x = _unit(features)
+    gram = x @ x.T
     total = gram.diagonal().mean().square()  # 1, but for features of 0
     return total / gram.square().mean().clamp(min=torch.finfo(gram.dtype).tiny)
 

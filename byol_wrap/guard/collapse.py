@@ -13,8 +13,8 @@ from byol_wrap.guard.later import Later
 # A std ratio below it is that of features which hardly tell images apart. Measured for each method:
 # "Collapse, by method" in tests/benchmarks/RESULTS.md.
 COLLAPSED = 0.1
-# A participation ratio below it is that of projections which lie along one line: in sound runs it
-# stayed above 2.5, where nets lost what they could tell it fell to 1.2. "Along a line" there.
+# A participation ratio below it is that of projections which lie along one line. Runs that helped
+# ended at 1.5 and more, those that lost what they could tell at 1.1 and less: the same table.
 NARROW = 1.4
 WIDE = 2.0  # MoCo's head begins at 1.2, in a cone: only what was wide before has collapsed
 FIRST = 1  # the batch whose projections alone are looked at
