@@ -30,6 +30,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
         "jump.LOOK_EVERY": 2,
         "jump.USUAL": 3,
         "jump.WINDOWS": 2,
+        "stepping.UNTIL": 0,  # what counts steps in any case has ended by then
     }.items():
         monkeypatch.setattr(f"byol_wrap.guard.{name}", value)
 
@@ -371,6 +372,7 @@ def test_weights_loaded_where_nothing_is_left_behind_are_not_told(how: str) -> N
 def test_weights_that_are_thrown_far_and_freeze_are_told(name: str) -> None:
     learner = make(name)
     optimizer = SGD(learner.parameters(), lr=1e5)
+    learner._watch._rates._steps = 10_000  # it would be told at once
     with pytest.warns(UserWarning, match="At about step 1 .* grew to") as caught:
         train(learner, optimizer, 20)
     messages = [str(w.message) for w in caught if "grew to" in str(w.message)]

@@ -253,7 +253,7 @@ def test_gradients_that_are_never_cleared_are_told(name: str, fused: bool) -> No
 
 @plays_a_gpu
 def test_no_look_waits_for_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("look", "trained"):  # what has no values here has them there
+    for module in ("look", "optimizers"):  # what has no values here has them there
         monkeypatch.setattr(f"byol_wrap.guard.{module}.is_plain", lambda parameter: True)
     with Elsewhere() as there:
         learner, view = make("SimSiam").to(there.device), torch.empty(8, 3, 32, 32).to(there.device)

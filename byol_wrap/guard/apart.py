@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 from byol_wrap.guard.look import Sample, spread, weights
-from byol_wrap.guard.trained import NET, parts
+from byol_wrap.guard.parts import NET, parts
 
 AT = 60  # the training step whose weights are compared
 LOOK_EVERY, UNTIL = 20, 460  # steps, to see whether the others have come there, too

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from byol_wrap.guard.later import Later
 from byol_wrap.guard.look import norms, weights
-from byol_wrap.guard.trained import parts
+from byol_wrap.guard.parts import parts
 
 LOOKS = 12  # at a parameter's gradient, when the first losses go backward
 STEPS = 8  # of the optimizer among them, after which nothing was cleared

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from byol_wrap.guard.drift import moved
 from byol_wrap.guard.later import Later
 from byol_wrap.guard.look import is_plain, spread, weights, writes
-from byol_wrap.guard.trained import NET, parts
+from byol_wrap.guard.parts import NET, parts
 
 LOOK_EVERY = 20  # training steps: a window
 LAYERS = 4  # that are looked at

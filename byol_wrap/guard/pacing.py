@@ -5,7 +5,7 @@ from itertools import chain
 from torch import nn
 
 from byol_wrap.guard.look import writes
-from byol_wrap.guard.trained import parts
+from byol_wrap.guard.parts import parts
 
 LOOKS = 40  # at updates by hand
 SHARE = 0.4  # of them that find nothing changed are too many

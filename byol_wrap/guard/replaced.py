@@ -2,7 +2,8 @@
 
 from torch import nn
 
-from byol_wrap.guard.trained import NET, held, parts
+from byol_wrap.guard.optimizers import held
+from byol_wrap.guard.parts import NET, parts
 
 LOOK_EVERY = 20  # training steps
 

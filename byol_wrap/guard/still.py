@@ -1,16 +1,13 @@
 """Notices weights that stand still although training goes on."""
 
-import weakref
 from collections import deque
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook
-from torch.utils.hooks import RemovableHandle
 
 from byol_wrap.guard.look import Sample, spread, weights
-from byol_wrap.guard.trained import parts
+from byol_wrap.guard.optimizers import OptimizerSteps
+from byol_wrap.guard.parts import parts
 
 LOOK_EVERY = 20  # training steps
 LOOKS = 8  # in a row between which an optimizer stepped and no weight moved
@@ -74,7 +71,7 @@ class StillWatch:
         if self._steps % LOOK_EVERY:
             return ""
         counted = self._optimizers
-        steps, empty = (0, 0) if counted is None else (counted.steps, counted.empty)
+        steps, empty = (0, 0) if counted is None else (counted.count, counted.empty)
         # Biases near 0 are moved by steps that leave every weight as it is.
         named = parts(learner).values()
         chosen = (p for part in named for p in spread(weights(part) or part, OF_A_PART))
@@ -104,7 +101,7 @@ class StillWatch:
         self._still = self._stepped = self._empty = self._updates = self._backward = 0
         self._looks = deque(look._replace(steps=0, empty=0) for look in self._looks)
 
-    def _judge(self, optimizers: "OptimizerSteps") -> str:
+    def _judge(self, optimizers: OptimizerSteps) -> str:
         if self._stepped == self._empty >= STEPS:
             return NO_GRADIENT_MESSAGE.format(self._empty, "the optimizer stepped")
         if not self._stepped and not self._backward and self._updates >= STEPS:
@@ -115,49 +112,3 @@ class StillWatch:
         rate = optimizers.rate
         steps = self._still * LOOK_EVERY
         return LOST_MESSAGE.format(steps, rate) if rate else RATE_MESSAGE.format(steps)
-
-
-class OptimizerSteps:
-    """Counts the steps of optimizers that hold a learner's parameters, and those with no gradient.
-
-    Attributes:
-        steps: how many there were.
-        empty: how many found no parameter with a gradient.
-    """
-
-    def __init__(self, learner: nn.Module) -> None:
-        self.steps = self.empty = 0
-        self._ids = {id(parameter) for part in parts(learner).values() for parameter in part}
-        self._last: weakref.ref[Optimizer] | None = None
-        self._handle = _on_any_step(weakref.WeakMethod(self._after_step))
-
-    def remove(self) -> None:
-        """Count no more."""
-        self._handle.remove()
-
-    @property
-    def rate(self) -> float:
-        """The highest learning rate of the optimizer that stepped last."""
-        optimizer = None if self._last is None else self._last()
-        groups = [] if optimizer is None else optimizer.param_groups
-        return max((float(group.get("lr", 1)) for group in groups if self._own(group)), default=0.0)
-
-    def _own(self, group: dict[str, Any]) -> list[Tensor]:
-        return [parameter for parameter in group["params"] if id(parameter) in self._ids]
-
-    def _after_step(self, optimizer: Optimizer) -> None:
-        own = [parameter for group in optimizer.param_groups for parameter in self._own(group)]
-        if own:
-            self.steps += 1
-            self.empty += all(parameter.grad is None for parameter in own)
-            self._last = weakref.ref(optimizer)
-
-
-def _on_any_step(method: "weakref.WeakMethod[Any]") -> RemovableHandle:
-    """Call a method after each step of any optimizer; nothing once its owner is gone."""
-
-    def after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if (bound := method()) is not None:
-            bound(optimizer)
-
-    return register_optimizer_step_post_hook(after_step)

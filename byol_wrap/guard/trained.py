@@ -1,14 +1,11 @@
 """Notices which parts of a learner no optimizer trains."""
 
-import gc
-from collections.abc import Iterator, Sequence
-
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from byol_wrap.guard.look import WITHOUT_WAIT, Look, is_plain
+from byol_wrap.guard.look import WITHOUT_WAIT, Look
+from byol_wrap.guard.optimizers import OptimizerSteps, held, in_no_optimizer
+from byol_wrap.guard.parts import NET, parts
 
-NET = "net"
 HEADS_AFTER, NET_AFTER = 10, 100  # losses that went backward, before a part is said to be left out
 
 HEADS_MESSAGE = (
@@ -29,6 +26,10 @@ NOTHING_MESSAGE = (
 STANDS_STILL_MESSAGE = (
     "In {} steps no weight has changed, although an optimizer holds them, at a learning rate above "
     "0: call optimizer.step() after loss.backward()."
+)
+NEVER_STEPS_MESSAGE = (
+    "The optimizer that holds the {} never steps: another one has taken {} steps meanwhile, which "
+    "does not hold it. Call step() of both, or of the one that is built from learner.parameters()."
 )
 
 
@@ -54,12 +55,15 @@ class TrainedWatch:
     def _goes_backward(self, gradient: Tensor) -> None:
         self._backward += 1
 
-    def left_out(self, learner: nn.Module, updates: int) -> tuple[str, str] | None:
+    def left_out(
+        self, learner: nn.Module, updates: int, steps: OptimizerSteps
+    ) -> tuple[str, str] | None:
         """What to warn of, a subject and a message, when a training step begins.
 
         Args:
             learner: whose step it is.
             updates: how often the user has said that an optimizer stepped.
+            steps: those that optimizers have taken.
         """
         if self._is_done or (self._backward < self._next and not self._now):
             return None
@@ -72,66 +76,38 @@ class TrainedWatch:
         looks = [look for name in self._now for look in (self._first[name], self._now[name])]
         if not all(look.has_come for look in looks):
             return None
-        still = [name for name, look in self._now.items() if look.is_like(self._first[name])]
+        still = {name for name, look in self._now.items() if look.is_like(self._first[name])}
         self._first, self._now = {name: self._first[name] for name in still}, {}
         last = self._next > HEADS_AFTER + 1
         self._next, self._is_done = 1 + NET_AFTER, last or not still
-        told = self._judge(learner, still, last=last)
-        stepped = updates >= NET_AFTER // 2
-        if told is None and last and stepped and len(still) == len(now := parts(learner)):
-            known = {id(parameter) for part in now.values() for parameter in part}
-            rates = [rate for parameter, rate in held() if id(parameter) in known]
-            return ("net", STANDS_STILL_MESSAGE.format(NET_AFTER)) if any(rates) else None
-        return told
+        everything = parts(learner)
+        unmoved = {name: part for name, part in everything.items() if name in still}
+        left = in_no_optimizer(unmoved)
+        if NET not in left and left:
+            self._is_done = True
+            return "heads", HEADS_MESSAGE.format(" and the ".join(left))
+        if last and left:
+            message = NOTHING_MESSAGE if len(left) == len(everything) else NET_MESSAGE
+            return "net", message.format(NET_AFTER)
+        if last and steps.count >= HEADS_AFTER and (idle := _idle(unmoved, steps)):
+            return "net", NEVER_STEPS_MESSAGE.format(" and the ".join(idle), steps.count)
+        stepped = max(updates, steps.others) >= NET_AFTER // 2
+        if last and stepped and len(unmoved) == len(everything) and _has_rate(everything):
+            return "net", STANDS_STILL_MESSAGE.format(NET_AFTER)
+        return None
 
     def _may_stand(self, name: str) -> bool:
         return not self._first or name in self._first
 
-    def _judge(
-        self, learner: nn.Module, still: Sequence[str], *, last: bool
-    ) -> tuple[str, str] | None:
-        now = parts(learner)
-        left = in_no_optimizer({name: now[name] for name in still if name in now})
-        if NET not in left and left:
-            self._is_done = True
-            return "heads", HEADS_MESSAGE.format(" and the ".join(left))
-        if not last or not left:
-            return None
-        everything = len(left) == len(now)
-        return "net", (NOTHING_MESSAGE if everything else NET_MESSAGE).format(NET_AFTER)
+
+def _idle(parts: dict[str, list[Tensor]], steps: OptimizerSteps) -> list[str]:
+    """Names of those parts that an optimizer holds, but none that has stepped."""
+    known = {id(parameter) for parameter, _ in held()}
+    are_held = {name: part for name, part in parts.items() if not known.isdisjoint(map(id, part))}
+    return in_no_optimizer(are_held, steps.counts)
 
 
-def parts(learner: nn.Module) -> dict[str, list[Tensor]]:
-    """What an optimizer should train, by the names of its parts: "net", "projector" and others."""
-    behind = set(getattr(learner, "_ddp_params_and_buffers_to_ignore", ()))
-    found: dict[str, list[Tensor]] = {}
-    for name, parameter in learner.named_parameters():
-        of_target = name.startswith("target.")
-        if of_target or name in behind or not parameter.requires_grad:
-            continue
-        part = name.removeprefix("online.").partition(".")[0]
-        found.setdefault(part, []).append(parameter)
-    return found
-
-
-def in_no_optimizer(parts: dict[str, list[Tensor]]) -> list[str]:
-    """Names of those parts of which no optimizer, of all that there are, holds a parameter.
-
-    An optimizer that holds other than plain tensors, such as shards, may hold anything.
-    """
-    if not parts:
-        return []
-    parameters = [parameter for parameter, _ in held()]
-    if not all(map(is_plain, parameters)):
-        return []
-    known = {id(parameter) for parameter in parameters}
-    return [name for name, part in parts.items() if known.isdisjoint(map(id, part))]
-
-
-def held() -> Iterator[tuple[Tensor, float]]:
-    """All parameters of all optimizers that are alive, with their learning rates."""
-    for thing in gc.get_objects():
-        if issubclass(type(thing), Optimizer):
-            for group in getattr(thing, "param_groups", ()):
-                rate = float(group.get("lr", 1))
-                yield from ((parameter, rate) for parameter in group["params"])
+def _has_rate(parts: dict[str, list[Tensor]]) -> bool:
+    """Whether an optimizer holds any of the parameters at a rate above 0."""
+    known = {id(parameter) for part in parts.values() for parameter in part}
+    return any(rate for parameter, rate in held() if id(parameter) in known)

@@ -15,11 +15,15 @@ from byol_wrap.guard.gradients import GradientsWatch
 from byol_wrap.guard.inputs import check_loss
 from byol_wrap.guard.jump import JumpWatch
 from byol_wrap.guard.look import is_plain, writes
+from byol_wrap.guard.optimizers import in_no_optimizer
 from byol_wrap.guard.pacing import PacingWatch
 from byol_wrap.guard.pairs import PairsWatch
+from byol_wrap.guard.parts import NET, parts
+from byol_wrap.guard.rates import RatesWatch
 from byol_wrap.guard.replaced import ReplacedWatch
+from byol_wrap.guard.stepping import SteppingWatch
 from byol_wrap.guard.still import StillWatch
-from byol_wrap.guard.trained import HEADS_MESSAGE, NET, TrainedWatch, in_no_optimizer, parts
+from byol_wrap.guard.trained import HEADS_MESSAGE, TrainedWatch
 from byol_wrap.guard.weighed import WeighedWatch
 from byol_wrap.warning import warn
 
@@ -45,6 +49,8 @@ class Watch:
         self._collapse = CollapseWatch()
         self._drift = Drift()
         self._trained = TrainedWatch()
+        self._stepping = SteppingWatch()
+        self._rates = RatesWatch()
         self._gradients = GradientsWatch()
         self._pacing = PacingWatch()
         self._alike = AlikeWatch()
@@ -129,14 +135,19 @@ class Watch:
         if never_cleared := self._gradients.never_cleared():
             self.warn("gradients", never_cleared)
         updates = self._updates if run.optimizer is None else 0
-        if left_out := self._trained.left_out(learner, updates):
-            self.warn(*left_out)
+        if (steps := self._stepping.steps) is not None:
+            if left_out := self._trained.left_out(learner, updates, steps):
+                self.warn(*left_out)
+            if rated := self._rates.told(steps.counts):
+                self.warn(*rated)
         if stands_still := self._still.stands_still(learner, updates):
             self.warn("net", stands_still)
         if apart := self._apart.apart(learner):
             self.warn("apart", apart)
-        if weighed := self._weighed.told():
-            self.warn(*weighed)
+        if unscaled := self._weighed.told():
+            self.warn("unscaled", unscaled)
+        if stepping := self._stepping.told(self._weighed.largest):
+            self.warn(*stepping)
         if replaced := self._replaced.replaced(learner):
             self.warn("net", replaced)
         if jumped := self._jump.jumped(learner):
@@ -171,6 +182,7 @@ class Watch:
         self._gradients.follow(loss, learner)
         self._still.follow(loss)
         self._weighed.follow(loss, learner)
+        self._stepping.follow(loss, learner)
         if _is_readable(loss) and not _is_finite(loss.detach()):
             self._warn_of_not_finite("The loss", self._steps)
 
