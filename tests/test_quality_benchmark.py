@@ -122,6 +122,7 @@ CLAIMS = {
     "byol-pytorch, our recipe": Claim(32, 0.03, [5e-4, 0], WIDE),
     "lightly, our recipe": Claim(32, 0.03, [5e-4, 0], WIDE),
     "byol_wrap": Claim(32, 0.03, [5e-4, 0], WIDE),
+    "byol_wrap, training_recipe": Claim(32, 0.03, [5e-4, 0, 5e-4, 0], WIDE),
     "lightly SimSiam": Claim(128, 0.06, [5e-4], SIMSIAM),
     "byol_wrap SimSiam": Claim(
         64, 0.03, [5e-4, 0, 5e-4, 0], [SIMSIAM[0], SIMSIAM[1], *SIMSIAM[1:]]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import SGD
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from byol_wrap import (
@@ -35,6 +35,7 @@ from byol_wrap import (
     cosine_schedule,
     kornia_view,
     param_groups,
+    training_recipe,
     warmup_cosine,
 )
 from byol_wrap.views import Normalize, as_unit_float
@@ -218,7 +219,7 @@ class ByolWrap(Entry):
             **recipe.views(),
         )
 
-    def optimize(self, race: Race, recipe: Training) -> tuple[SGD, LambdaLR]:
+    def optimize(self, race: Race, recipe: Training) -> tuple[Optimizer, LambdaLR]:
         """What trains it."""
         return recipe.optimizer(self.learner, race)
 
@@ -232,6 +233,20 @@ class ByolWrap(Entry):
         return loss
 
 
+class ByolWrapByRecipe(ByolWrap):
+    """BYOL as any user has it, by ``training_recipe`` for as many steps of 32 images."""
+
+    def __init__(self, net: nn.Module, race: Race) -> None:
+        self.recipe = training_recipe(net, SIZE, steps=race.images_seen // 32)
+        super().__init__(net, race)
+
+    def wrap(self, net: nn.Module, race: Race, recipe: Training) -> Learner:
+        return BYOL(net, **self.recipe.arguments())
+
+    def optimize(self, race: Race, recipe: Training) -> tuple[Optimizer, LambdaLR]:
+        return self.recipe.optimizer(self.learner)
+
+
 class ByolWrapSimSiam(ByolWrap):
     """SimSiam; the predictor's rate stays constant."""
 
@@ -239,7 +254,7 @@ class ByolWrapSimSiam(ByolWrap):
         width = recipe.projection_hidden_size
         return SimSiam(net, SIZE, projection_hidden_size=width, **recipe.views())
 
-    def optimize(self, race: Race, recipe: Training) -> tuple[SGD, LambdaLR]:
+    def optimize(self, race: Race, recipe: Training) -> tuple[Optimizer, LambdaLR]:
         return recipe.optimizer(self.learner, race, constant_lr=self.learner.predictor)
 
 
@@ -656,6 +671,7 @@ def entries(recipes: Mapping[str, Training]) -> dict[str, Make | None]:
         "byol-pytorch, our recipe": partial(ByolPytorchOurRecipe, recipe=recipes["BYOL"]),
         "lightly, our recipe": partial(LightlyOurRecipe, recipe=recipes["BYOL"]),
         "byol_wrap": partial(ByolWrap, recipe=recipes["BYOL"]),
+        "byol_wrap, training_recipe": ByolWrapByRecipe,
         "lightly SimSiam": LightlySimSiam,
         "byol_wrap SimSiam": partial(ByolWrapSimSiam, recipe=recipes["SimSiam"]),
         "lightly SimCLR": LightlySimCLR,
