@@ -138,12 +138,12 @@ def test_a_first_view_and_a_given_one_that_keep_nothing_are_told() -> None:
 # What is sound
 
 
-def blob(step: int) -> Tensor:
-    """The same small square, at another place in each image: in few values it may not be seen."""
+def dot(step: int) -> Tensor:
+    """A dot, at another place in each image: a look at a few values sees next to none of them."""
     images = torch.zeros(16, 3, 16, 16)
     for image in images:
-        top, left = torch.randint(0, 14, (2,)).tolist()
-        image[:, top : top + 2, left : left + 2] = 1
+        top, left = torch.randint(0, 16, (2,)).tolist()
+        image[:, top, left] = 1
     return images
 
 
@@ -155,13 +155,14 @@ SOUND: dict[str, Callable[[int], object]] = {
     "three batches in turn": lambda step: PHOTOS[16 * (step % 3) :][:16],
     "two batches in turn": lambda step: PHOTOS[24 * (step % 2) :][:24],
     "three batches, shuffled": lambda step: PHOTOS[torch.randperm(48)[:16]],
+    "most of few, shuffled": lambda step: PHOTOS[torch.randperm(48)[:40]],
     "each batch ten times": lambda step: PHOTOS[16 * (step // 10 % 3) :][:16],
     "drawn with repeats": lambda step: PHOTOS[torch.randint(0, 48, (32,))],
     "each image four times": lambda step: pictures(8).repeat_interleave(4, 0),
     "batches of four": lambda step: pictures(4),
     "dark and grey": lambda step: 0.02 * pictures(8).mean(1, keepdim=True).expand(-1, 3, -1, -1),
     "some of one colour": with_blank_ones,
-    "small and at another place": blob,
+    "small and at another place": dot,
     "frames": lambda step: (PHOTOS[step % 48] + 0.001 * torch.randn(8, 3, 16, 16)).clamp(0, 1),
     "views by noise": lambda step: (noisy(images := pictures(8)), noisy(images)),
     "sizes of their own": lambda step: [pictures(1)[0, :, : 8 + i] for i in range(8)],
