@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from byol_wrap.guard.still import OptimizerSteps
+from byol_wrap.guard.optimizers import OptimizerSteps
 
 LOSSES = 20  # in a row without gradients, before it is looked whether an optimizer steps
 STEPS = 20  # of it, or updates by hand, from then on
@@ -45,10 +45,10 @@ class NoGradWatch:
         self.losses += 1
         if self.losses == LOSSES:
             self._optimizers, self._updates = OptimizerSteps(learner), updates
-        if self._optimizers is None or self._optimizers.steps > self._optimizers.empty:
+        if self._optimizers is None or self._optimizers.count > self._optimizers.empty:
             return ""
-        if self._optimizers.steps >= STEPS:
-            return MESSAGE.format(self.losses - 1, f"{self._optimizers.steps} optimizer steps")
+        if self._optimizers.count >= STEPS:
+            return MESSAGE.format(self.losses - 1, f"{self._optimizers.count} optimizer steps")
         if updates - self._updates >= STEPS:
             return MESSAGE.format(self.losses - 1, f"{updates - self._updates} updates")
         return ""
