@@ -1,5 +1,6 @@
 """Notices batches to learn nothing from: one picture all over, or the same ones again."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -66,7 +67,7 @@ class _Rows:
         self.blank = self.count - len(seen)
         self.different = len(set(marks[:ROWS]))
         self.different_pictures = len(set(seen))
-        self.most = max(map(seen.count, set(seen)), default=0)
+        self.most = max(Counter(seen).values(), default=0)
         self.pictures = {mark for mark, blank in zip(marks, is_blank, strict=True) if not blank}
 
     @property

@@ -23,6 +23,7 @@ from byol_wrap.guard.pairs import PairsWatch
 from byol_wrap.guard.parts import NET, parts
 from byol_wrap.guard.rates import RatesWatch
 from byol_wrap.guard.replaced import ReplacedWatch
+from byol_wrap.guard.returns import ReturnsWatch
 from byol_wrap.guard.stepping import SteppingWatch
 from byol_wrap.guard.still import StillWatch
 from byol_wrap.guard.trained import HEADS_MESSAGE, TrainedWatch
@@ -65,6 +66,7 @@ class Watch:
         self._pairs = PairsWatch()
         self._batches = BatchesWatch()
         self._no_grad = NoGradWatch()
+        self._returns = ReturnsWatch()
         self._key: Tensor | None = None
         self._seen: list[tuple[Tensor, Tensor]] = []
 
@@ -177,6 +179,8 @@ class Watch:
             self.warn("net", replaced)
         if jumped := self._jump.jumped(learner):
             self.warn(*jumped)
+        if returned := self._returns.told(learner):
+            self.warn("written", returned)
         outputs = self.outputs
         if outputs is None:
             return
@@ -208,7 +212,7 @@ class Watch:
         self._still.follow(loss)
         self._weighed.follow(loss, learner)
         self._stepping.follow(loss, learner)
-        if _is_readable(loss) and not _is_finite(loss.detach()):
+        if _is_readable(loss) and not _is_finite(loss):
             self._warn_of_not_finite("The loss", self._steps)
 
     def may_follow(self, head: nn.Module) -> bool:
