@@ -159,15 +159,14 @@ class Following(Wrapper):
                 self.embed(images[:1], prepared=True)
                 self._takes_bytes = True
         if torch.is_grad_enabled():
-            self._begin_training()
-            self._watch.pair(*views, self, drawn=view2 is None and not self._views.is_own)
+            if self._start is not None:
+                self._start = None
+                freeze(self.target)  # which was unfrozen with all other parameters, if it was
+            self._watch.pair(images, *views, self, is_own=self._views.is_own)
             self._has_run |= not again
+        else:
+            self._watch.without_gradient(self)
         return views
-
-    def _begin_training(self) -> None:
-        if self._start is not None:
-            self._start = None
-            freeze(self.target)  # which was unfrozen with all other parameters, if it was
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """As ``nn.Module.requires_grad_``, but for what is never trained, such as the target."""

@@ -231,6 +231,7 @@ def check_known(representation: object) -> None:
         )
 
 
+@torch.no_grad()
 def check_values(batch: Tensor, name: str) -> tuple[float, float]:
     """Check that floats are finite; waits for the device.
 
@@ -242,7 +243,7 @@ def check_values(batch: Tensor, name: str) -> tuple[float, float]:
     """
     if not batch.is_floating_point():
         return 0.0, 1.0
-    low, high = torch.stack(batch.detach().aminmax()).tolist()
+    low, high = torch.stack(batch.aminmax()).tolist()
     if not (math.isfinite(low) and math.isfinite(high)):
         kind = "NaN" if math.isnan(low) or math.isnan(high) else "infinity"
         raise ValueError(

@@ -1,7 +1,7 @@
 """The one watch on training: it sees each step, and gives every warning, each once."""
 
 import math
-from collections.abc import Set
+from collections.abc import Sequence, Set
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -9,18 +9,21 @@ from torch.nn.parameter import is_lazy
 from byol_wrap.evaluation.health import Outputs
 from byol_wrap.guard.alike import AlikeWatch
 from byol_wrap.guard.apart import ApartWatch
+from byol_wrap.guard.batches import BatchesWatch
 from byol_wrap.guard.collapse import CollapseWatch, Run, message
 from byol_wrap.guard.drift import Drift, drift_message
 from byol_wrap.guard.gradients import GradientsWatch
 from byol_wrap.guard.inputs import check_loss
 from byol_wrap.guard.jump import JumpWatch
 from byol_wrap.guard.look import is_plain, writes
+from byol_wrap.guard.no_grad import NoGradWatch
 from byol_wrap.guard.optimizers import in_no_optimizer
 from byol_wrap.guard.pacing import PacingWatch
 from byol_wrap.guard.pairs import PairsWatch
 from byol_wrap.guard.parts import NET, parts
 from byol_wrap.guard.rates import RatesWatch
 from byol_wrap.guard.replaced import ReplacedWatch
+from byol_wrap.guard.returns import ReturnsWatch
 from byol_wrap.guard.stepping import SteppingWatch
 from byol_wrap.guard.still import StillWatch
 from byol_wrap.guard.trained import HEADS_MESSAGE, TrainedWatch
@@ -29,6 +32,7 @@ from byol_wrap.warning import warn
 
 STEPS_WITHOUT_UPDATE = 100  # after how many a learner says that its target stands still
 WHEN_ATTACHED = 20  # times as many, since an attached optimizer may add up many batches to a step
+NOTHING = "alike", "flat", "images", "views"  # data to learn nothing from: collapse is no wonder
 TOO_LONG = 1.1, 10  # times total_steps, and steps: more than a run that was miscounted a little
 
 
@@ -60,6 +64,9 @@ class Watch:
         self._weighed = WeighedWatch()
         self._replaced = ReplacedWatch()
         self._pairs = PairsWatch()
+        self._batches = BatchesWatch()
+        self._no_grad = NoGradWatch()
+        self._returns = ReturnsWatch()
         self._key: Tensor | None = None
         self._seen: list[tuple[Tensor, Tensor]] = []
 
@@ -96,16 +103,36 @@ class Watch:
         """Note what a target makes of the second view, where that is all that is made of it."""
         self._key = key.detach()
 
-    def pair(self, view1: Tensor, view2: Tensor, learner: nn.Module, *, drawn: bool) -> None:
-        """Two views are to be trained on; ``drawn`` by this package's own pipelines."""
+    def pair(
+        self,
+        images: Tensor | Sequence[Tensor],
+        view1: Tensor,
+        view2: Tensor,
+        learner: nn.Module,
+        *,
+        is_own: bool,
+    ) -> None:
+        """Two views are to be trained on, made of images; ``is_own``: by a user's pipelines.
+
+        Views that are given are images themselves.
+        """
+        self._no_grad.with_gradient()
+        if (told := self._batches.told(images, view1, view2)) and self._warned.isdisjoint(NOTHING):
+            self.warn(*told)
         if same := self._pairs.is_same(view1, view2):
             self.warn("alike", same)
+        drawn = images is not view1 and not is_own
         if drawn and (repeated := self._pairs.is_repeated()):
             self.warn("repeated", repeated)
         if few := self._pairs.are_few(len(view1), learner):
             self.warn("few", few)
 
     # What happens in training
+
+    def without_gradient(self, learner: nn.Module) -> None:
+        """A loss without gradient begins."""
+        if untrained := self._no_grad.told(learner, self._updates):
+            self.warn("no_grad", untrained)
 
     def wrapped(self, net: nn.Module) -> None:
         """A target was made of a net as it is now."""
@@ -152,6 +179,8 @@ class Watch:
             self.warn("net", replaced)
         if jumped := self._jump.jumped(learner):
             self.warn(*jumped)
+        if returned := self._returns.told(learner):
+            self.warn("written", returned)
         outputs = self.outputs
         if outputs is None:
             return
@@ -159,7 +188,7 @@ class Watch:
         if self._key is not None:
             both = outputs.projection1, self._key
         strangers = self._pairs.are_strangers(*both)
-        if strangers and "collapse" not in self._warned:
+        if strangers and self._warned.isdisjoint(("collapse", *NOTHING)):
             self.warn("strangers", strangers)
         if self._collapse.look(outputs):
             self._warn_of_collapse(run, len(outputs.representation1))
@@ -168,7 +197,7 @@ class Watch:
         found = self._collapse
         if found.not_finite:
             self._warn_of_not_finite("The features", self._steps - 1)
-        elif found.is_collapsed or found.is_narrow:
+        elif (found.is_collapsed or found.is_narrow) and self._warned.isdisjoint(NOTHING):
             self.warn("collapse", message(found, run, self._steps_since_update, batch_size))
 
     def lost(self, loss: Tensor, learner: nn.Module) -> None:
@@ -183,7 +212,7 @@ class Watch:
         self._still.follow(loss)
         self._weighed.follow(loss, learner)
         self._stepping.follow(loss, learner)
-        if _is_readable(loss) and not _is_finite(loss.detach()):
+        if _is_readable(loss) and not _is_finite(loss):
             self._warn_of_not_finite("The loss", self._steps)
 
     def may_follow(self, head: nn.Module) -> bool:
@@ -215,7 +244,7 @@ class Watch:
 
     def updated_by_hand(self, learner: nn.Module) -> None:
         """The user has said that the optimizer has stepped."""
-        if too_often := self._pacing.too_often(learner):
+        if not self._no_grad.losses and (too_often := self._pacing.too_often(learner)):
             self.warn("pacing", too_often)
 
     def attached(self, learner: nn.Module, trained: Set[int]) -> None:
