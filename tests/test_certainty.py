@@ -169,6 +169,63 @@ def by_rows(net: Any, x: Tensor) -> Tensor:
     return net.fc(features.index_add(0, rows, net.expert(features[rows])))
 
 
+def with_own(net: nn.Module, *shape: int, is_trained: bool = False) -> nn.Module:
+    """The net with numbers of its own, which it may train."""
+    numbers = torch.rand(shape)
+    if is_trained:
+        net.own = nn.Parameter(numbers)
+    else:
+        net.register_buffer("own", numbers)
+    return net
+
+
+def products_of_channels(net: Any, x: Tensor) -> Tensor:
+    """Image by image: their values come into no other's."""
+    return net.fc(torch.stack([(m @ m.t()).flatten() for m in net.body(x).flatten(2)]))
+
+
+def beside_anchors(net: Any, x: Tensor) -> Tensor:
+    features = net.body(x)
+    return net.fc(torch.cat([features, features @ net.own.t()], 1))
+
+
+def masked_rows(net: Any, x: Tensor) -> Tensor:
+    features = net.body(x)
+    return net.fc(net.expert(features[torch.ones(len(x), dtype=torch.bool)]))
+
+
+def reordered_tokens(net: Any, x: Tensor) -> Tensor:
+    tokens = net.body(x).flatten(2).mT
+    order = torch.arange(tokens.shape[1]).flip(0).expand(len(x), -1)
+    return net.norm(tokens[torch.arange(len(x))[:, None], order])
+
+
+def swapped_rows(net: Any, x: Tensor) -> Tensor:
+    """As many rows of a map as images, in another order."""
+    rows = F.adaptive_avg_pool2d(net.body(x), (len(x), 1)).flatten(2).mT
+    return net.norm(rows[:, torch.arange(len(x)).flip(0)])
+
+
+def backwards(net: Any, x: Tensor) -> Tensor:
+    return net.norm(net.rnn(net.body(x).flatten(2).permute(2, 0, 1).flip(0))[0][-1])
+
+
+def by_table(net: Any, x: Tensor) -> Tensor:
+    features = net.body(x)
+    return net.fc(features + net.own[features.argmax(1)])
+
+
+def deep_heads(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    features = next(iter(net.parts.children()))(net.body(x))
+    return net.one(features), net.two(features)
+
+
+def of_frames(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The batch, one image after the other, is fed as clips of one frame."""
+    features = net.body(torch.stack([x, x], 1).flatten(0, 1)).unflatten(0, (-1, 2)).mean(1)
+    return net.one(features), net.two(features)
+
+
 def prototypes(size: int) -> nn.Module:
     return nn.Embedding(CLASSES, size)
 
@@ -243,6 +300,110 @@ READ: dict[str, tuple[Callable[[], nn.Module], Oracle]] = {
     "experts that read some images": (
         lambda: Function(by_rows, body=conv_net(12), expert=nn.Linear(12, 12), fc=fc(12)),
         ("fc", "input", same),
+    ),
+    "products of channels": (
+        lambda: Function(products_of_channels, body=encoder(), fc=fc(256)),
+        ("fc", "input", same),
+    ),
+    "features beside products with as many anchors as images": (
+        lambda: with_own(Function(beside_anchors, body=conv_net(12), fc=fc(14)), 2, 12),
+        ("fc", "input", same),
+    ),
+    "products with as many prototypes as images": (
+        lambda: with_own(
+            Function(lambda net, x: net.body(x) @ net.own.t(), body=conv_net(12)), 2, 12
+        ),
+        ("body", "output", same),
+    ),
+    "features rectified as the largest of two": (
+        lambda: Function(
+            lambda net, x: net.fc(torch.maximum(*net.body(x).chunk(2, 1))),
+            body=conv_net(24),
+            fc=fc(12),
+        ),
+        ("fc", "input", same),
+    ),
+    "waves that are added": (
+        lambda: Function(
+            lambda net, x: (lambda y: y.sin() + y.cos())(net.body(x)), body=conv_net()
+        ),
+        ("body", "output", lambda out: out.sin() + out.cos()),
+    ),
+    "a map of a convolution of the net's own": (
+        lambda: with_own(
+            Function(lambda net, x: F.conv2d(net.body(x), net.own), body=encoder()), 24, 16, 3, 3
+        ),
+        ("", "output", mean),
+    ),
+    "places weighed by a parameter": (
+        lambda: with_own(
+            Function(lambda net, x: (net.body(x).flatten(2) * net.own).sum(-1), body=encoder()),
+            64,
+            is_trained=True,
+        ),
+        ("", "output", same),
+    ),
+    "tokens weighed by a parameter": (
+        lambda: with_own(
+            Function(lambda net, x: (net.body(x).flatten(2).mT * net.own).sum(1), body=encoder()),
+            64,
+            1,
+            is_trained=True,
+        ),
+        ("", "output", same),
+    ),
+    "an order of tokens in each image": (
+        lambda: Function(reordered_tokens, body=encoder(), norm=nn.LayerNorm(16)),
+        ("", "output", lambda out: out.mean(1)),
+    ),
+    "an order of rows, as many as images": (
+        lambda: Function(swapped_rows, body=encoder(), norm=nn.LayerNorm(16)),
+        ("", "output", lambda out: out.mean(1)),
+    ),
+    "all rows, by a mask": (
+        lambda: Function(masked_rows, body=conv_net(12), expert=nn.Linear(12, 12), fc=fc(12)),
+        ("fc", "input", same),
+    ),
+    "a recurrent net from the last step to the first": (
+        lambda: Function(backwards, body=encoder(), rnn=nn.GRU(16, 12), norm=nn.LayerNorm(12)),
+        ("", "output", same),
+    ),
+    "rows of a table": (
+        lambda: with_own(Function(by_table, body=conv_net(12), fc=fc(12)), 12, 12, is_trained=True),
+        ("fc", "input", same),
+    ),
+    "one of several kinds": (
+        lambda: Function(
+            lambda net, x: net.parts["image"](x),
+            parts=nn.ModuleDict(
+                {"image": conv_net(12, classes=CLASSES), "text": nn.Sequential(nn.Linear(5, 12))}
+            ),
+        ),
+        ("parts.image.8", "input", same),
+    ),
+    "one of two kinds of norms": (
+        lambda: Function(
+            deep_heads,
+            body=conv_net(12),
+            parts=nn.ModuleDict({"b": nn.BatchNorm1d(12), "l": nn.LayerNorm(12)}),
+            one=mlp(),
+            two=mlp(),
+        ),
+        ("parts.b", "output", same),
+    ),
+    "one of two layers without parameters": (
+        lambda: Function(
+            deep_heads,
+            body=conv_net(12),
+            parts=nn.ModuleList([nn.Hardtanh(0, 1), nn.Hardtanh(0, 2)]),
+            one=mlp(),
+            two=mlp(),
+        ),
+        ("parts.0", "output", same),
+    ),
+    "clips for several heads of two layers": (
+        lambda: Function(of_frames, body=conv_net(12), one=mlp(), two=mlp()),
+        ("one.0", "input", same),
     ),
     "a part that ends in a narrow layer": (
         lambda: nn.Sequential(
@@ -369,6 +530,18 @@ def own_target(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     return net.predictor(z), z.detach()
 
 
+def by_own_weights(net: Any, x: Tensor) -> Tensor:
+    features = net.body(x)
+    weights = net.make(features).view(-1, CLASSES, 12)
+    return torch.bmm(weights, features[:, :, None]).squeeze(2)
+
+
+def beside_others(net: Any, x: Tensor) -> Tensor:
+    features = net.body(x)
+    likeness = (features @ features.t()).mean(1, keepdim=True)
+    return net.fc(torch.cat([features, likeness], 1))
+
+
 def dense_heads(net: Any, x: Tensor) -> tuple[Tensor, ...]:
     f = net.body(x)
     return tuple(head(f) for head in net.heads)
@@ -442,6 +615,31 @@ TOLD: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "lengths of capsules": (
         lambda: Function(lengths, body=conv_net(4 * CLASSES)),
         "is none that is known to give features",
+    ),
+    "lengths of capsules, scaled": (
+        lambda: Function(lambda net, x: 0.5 * lengths(net, x), body=conv_net(4 * CLASSES)),
+        "its last step, LinalgVectorNorm, is none",
+    ),
+    "the largest of all channels at each place": (
+        lambda: Function(lambda net, x: net.body(x).amax(1).flatten(1), body=encoder()),
+        "its last step, Amax, is none",
+    ),
+    "weights of a classifier that are made of each image": (
+        lambda: Function(by_own_weights, body=conv_net(12), make=nn.Linear(12, 12 * CLASSES)),
+        "its last step, Bmm, is none",
+    ),
+    "the largest of several scores": (
+        lambda: Function(
+            lambda net, x: (lambda f: torch.maximum(net.one(f), net.two(f)))(net.body(x)),
+            body=conv_net(12),
+            one=fc(12),
+            two=fc(12),
+        ),
+        "its last step, Maximum, is none",
+    ),
+    "images compared, beside what is read": (
+        lambda: Function(beside_others, body=conv_net(12), fc=fc(13)),
+        "mixes the images of a batch",
     ),
     "scores of a block that is repeated": (
         lambda: Function(repeated, stem=block(3, 12), again=block(12, 12, 1), fc=fc(12)),

@@ -170,17 +170,25 @@ class Before(Taps):
         return bool(is_convolution and call and call.input and self.positions(call.input) > 1)
 
     def trunk(self, places: Sequence[Edge], largest: int) -> list[Tap]:
-        """The last value on which all of several depend, where that is most of the net."""
+        """The last value on which all of several depend, where that is most of the net.
+
+        One that a layer gives, or else one that a layer reads.
+        """
         shared = set.intersection(*(ancestors(place) for place in places))
-        for call in reversed(self.record.calls):
-            for value in call.outputs:
-                fits = value.place is not None and value.place[0] in shared
-                fits &= value.tensor.shape[:1] == (self.record.batch,)
-                fits = fits and self.mass(value.place) >= SHARED * largest
-                if fits and not any(is_bypassed(value.place, place) for place in places):
-                    taps = self.taps(value.place)
-                    if taps:
-                        return taps
+
+        def is_trunk(value: Value) -> bool:
+            fits = value.place is not None and value.place[0] in shared
+            fits &= value.tensor.shape[:1] == (self.record.batch,)
+            fits = fits and self.mass(value.place) >= SHARED * largest
+            return fits and not any(is_bypassed(value.place, place) for place in places)
+
+        calls = self.record.calls[::-1]
+        for value in (value for call in calls for value in call.outputs):
+            if is_trunk(value) and (taps := self.taps(value.place)):
+                return taps
+        for value in (call.input for call in calls if call.input):
+            if value.place and is_trunk(value) and (taps := self._read_at(value.place)):
+                return taps
         return []
 
 

@@ -26,7 +26,7 @@ from byol_wrap.backbone.recording import Call, Record, Value
 from byol_wrap.backbone.taps import Tap
 
 _LEARNED = "Convolution Addmm Mm Linear NativeLayerNorm NativeGroupNorm FusedRmsNorm CudnnRnn"
-_JOINED = "Add Addcmul Sub Lerp Mul Bmm Pow Sqrt Abs PreluKernel Relu6 Hardsigmoid"
+_JOINED = "Add Addcmul Sub Lerp Mul Maximum Bmm Pow Sqrt Abs PreluKernel Relu6 Hardsigmoid"
 GIVES_FEATURES = ACTIVATIONS | frozenset((*NORMS, *_LEARNED.split(), *_JOINED.split()))
 GIVES_FEATURES_WITHIN = ("Rnn", "Lstm", "Gru", "MaxPool", "ScaledDotProduct", "Checkpoint")
 SCALES = ("Add", "Sub", "Mul", "Div", "Addcmul", "Lerp")
@@ -35,6 +35,7 @@ PASSES = frozenset(
     (*RESHAPES.split(), *REDUCES, "Mean", "NativeDropout", "Div", "Where", "CopySlices")
 )
 PASSES_WITHIN = ("AvgPool", "Pad")
+PERHAPS_SCORES = ("Bmm", "Maximum")  # of an output; what classifiers read may end so
 ROUND = 8  # what the channels of backbones are multiples of
 MIXES = "the net mixes the images of a batch on the way to it, as mixup does"
 PUTS = ("IndexAdd", "IndexCopy", "IndexPut", "IndexPutImpl")
@@ -140,7 +141,7 @@ def _last_step(record: Record, place: Edge, is_output: bool, is_classified: bool
         if node in seen:
             continue
         seen.add(node)
-        is_product = name.endswith("Bmm") and is_output
+        is_product = name.endswith(PERHAPS_SCORES) and is_output
         made_of = [parent for parent, _ in parents(node) if not hasattr(parent, "variable")]
         if name in SCALES and len(made_of) == 1:  # with a number, or a parameter
             nodes += made_of
@@ -219,8 +220,8 @@ def _reorders(node: Any, batch: int) -> bool:
     if not parents(node) or shape[:1] != (batch,) or shape != shape_of(*parents(node)[0]):
         return False
     if kind(node) == "Index":
-        given = [index for index in node._saved_indices if index is not None]
-        return len(given) == 1 and given[0].shape == (batch,) and given[0].dtype != bool
+        index = node._saved_indices[0]  # a mask keeps the order
+        return index is not None and index.shape == (batch,) and index.dtype != torch.bool
     return 0 in dims(node, "_saved_dim" if kind(node) == "IndexSelect" else "_saved_dims")
 
 

@@ -7,6 +7,7 @@ from byol_wrap.backbone.before import NORMALIZES, Before
 from byol_wrap.backbone.bottleneck import find_bottleneck
 from byol_wrap.backbone.certainty import is_embedding
 from byol_wrap.backbone.classifier import RECTIFIERS, Head, heads_of, main_of, trunk_of
+from byol_wrap.backbone.folding import is_decoded, is_folded, reads_one_value
 from byol_wrap.backbone.graph import Edge, ancestors, kind, parents, shape_of, tokens_in_front
 from byol_wrap.backbone.measuring import is_pyramid
 from byol_wrap.backbone.pyramid import level_before_extras, without_extras
@@ -29,7 +30,10 @@ class Chooser(Before):
 
     def choose(self) -> Choice:
         """The input of the classifiers; of maps the deepest; of a dense output the bottleneck."""
-        outputs = without_extras(self, self._outputs())
+        every = self._outputs()
+        folded = [v for v in every if self._is_folded(v)]
+        maps = without_extras(self, [v for v in every if v not in folded])
+        outputs = [v for v in every if v in folded or v in maps]
         if not outputs:
             return self._of_numbers() or Choice(self.of_net(main_tensor(self.record.output)))
         deepest = self._deepest(outputs)
@@ -37,8 +41,9 @@ class Chooser(Before):
             return self._narrowest(deepest, lambda v: v.tensor[0].numel()) or self._end(
                 deepest, outputs
             )
-        items = [v for v in outputs if v.tensor.ndim == 2] if is_pyramid(self, outputs) else outputs
-        ends = [(v, heads) for v in items if (heads := self._ends(v, outputs))]
+        vectors = [v for v in outputs if v.tensor.ndim == 2 or v in folded]
+        items = vectors if is_pyramid(self, outputs) else outputs
+        ends = [(v, h) for v in items if (h := self._ends(v, outputs, is_folded=v in folded))]
         if len(outputs) == 1 and outputs[0].tensor.ndim == 2:
             projected = self._projected(outputs[0])
             if projected:
@@ -131,14 +136,22 @@ class Chooser(Before):
 
     # Classifiers
 
-    def _ends(self, value: Value, outputs: Sequence[Value]) -> list[Head]:
+    def _is_folded(self, value: Value) -> bool:
+        """Whether it is folded, and no image that a decoder makes."""
+        if self.positions(value) == 1 or not is_folded(self, value):
+            return False
+        heads = self.heads(value)
+        reads = [tap.value for head in heads for tap in self.before(head)[:1]]
+        return reads_one_value(self, heads) and not any(is_decoded(self, value, r) for r in reads)
+
+    def _ends(self, value: Value, outputs: Sequence[Value], *, is_folded: bool) -> list[Head]:
         """The heads that give an item's scores, and not what a map is made from.
 
         As the code of an autoencoder is. Scores may be folded, (B, 2, 3), but are no more than
         what they are made from.
         """
         heads = self.heads(value)
-        if self.positions(value) > 1:
+        if self.positions(value) > 1 and not is_folded:
             reads = [tap.value for head in heads for tap in self.before(head)[:1]]
             if any(self.positions(r) > 1 or r.tensor.numel() < value.tensor.numel() for r in reads):
                 return []

@@ -209,7 +209,7 @@ def _passed(
     record: Record, node: Any, found: dict[Any, frozenset[Head] | None]
 ) -> frozenset[Head] | None:
     before = [found[parent] for parent, _ in parents(node)]
-    read = features_of(node, found, record.batch, record.depends_on_images)
+    read = features_of(node, found, record.depends_on_images)
     if read is not None and _is_expectation(node, read):
         return found[read[0]]
     if read is not None:

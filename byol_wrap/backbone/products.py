@@ -10,39 +10,34 @@ DISTANCES = ("Cdist", "EuclideanDist")  # of rows
 Found = Mapping[Any, Any]  # nodes to their heads: empty for what parameters alone make
 
 
-def features_of(node: Any, found: Found, batch: int, is_fed: Callable[[Any], bool]) -> Edge | None:
+def features_of(node: Any, found: Found, is_fed: Callable[[Any], bool]) -> Edge | None:
     """The one of two factors that holds images' features; None where a node is no such product.
 
     Args:
         node: of a graph.
         found: the heads of the nodes before it.
-        batch: how many images there are.
         is_fed: whether a node's value depends on the images.
     """
     if kind(node) in MATRICES:
         first = MATRICES[kind(node)]
         factors = list(node.next_functions[first : first + 2])
         is_single = not kind(node).endswith("bmm") or shape_of(node)[:1] == (1,)
-        read = _other(node, factors, found, batch, is_fed) if is_single else None
+        read = _other(factors, found, is_fed) if is_single else None
         return read if read is None or _contracts_channels(factors, read) else None
     if kind(node) in DISTANCES:
-        return _other(node, list(node.next_functions[:2]), found, batch, is_fed)
+        return _other(list(node.next_functions[:2]), found, is_fed)
     if kind(node) == "Sum" and kind(node.next_functions[0][0]) == "Mul":
         product = node.next_functions[0][0]
-        read = _other(product, list(product.next_functions), found, batch, is_fed)
+        read = _other(list(product.next_functions), found, is_fed)
         return read if read is not None and _sums_channels(node, product, read) else None
     return None
 
 
-def _other(
-    node: Any, factors: list[Edge], found: Found, batch: int, is_fed: Callable[[Any], bool]
-) -> Edge | None:
+def _other(factors: list[Edge], found: Found, is_fed: Callable[[Any], bool]) -> Edge | None:
     """Of two factors the one that is not fixed; None where both are, or neither is."""
     fixed = [part is None or found[part] == frozenset() for part, _ in factors]
     if not any(fixed):
         fixed = [not is_fed(part) for part, _ in factors]
-    elif any(part is None for part, _ in factors) and shape_of(node)[-2:] == (batch, batch):
-        return None  # of images with images, perhaps
     return factors[fixed.index(False)] if fixed.count(False) == 1 else None
 
 
