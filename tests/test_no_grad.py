@@ -83,6 +83,25 @@ def test_inference_mode_and_attached_optimizers_are_told(attach: bool) -> None:
     told(lambda: train(learner, gradients=torch.inference_mode, attach=attach, update=not attach))
 
 
+@pytest.mark.parametrize("cleared", [False, True])
+def test_steps_with_gradients_of_0_or_old_ones_are_told(cleared: bool) -> None:
+    learner = make("SimSiam")
+    own = list(learner.parameters())
+    optimizers = SGD(own[:4], lr=1e-3), AdamW(own[4:], lr=1e-3)
+    learner(*views()).backward()
+
+    def run() -> None:
+        for _ in range(20):
+            with torch.no_grad():
+                silenced(learner(*views()))
+            for optimizer in optimizers:
+                optimizer.step()
+                if cleared:
+                    optimizer.zero_grad(set_to_none=False)
+
+    told(run)
+
+
 def test_updates_that_no_known_optimizer_precedes_are_told() -> None:
     learner = make("BYOL")
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from byol_wrap.guard.later import Later
 
@@ -125,7 +126,7 @@ class BatchesWatch:
         self._next += self._gap
         look, self._look = self._look, None
         told = self._judge(look) if look and all(n.has_come for n in look.numbers) else None
-        if view1.ndim > 1 and view2.ndim > 1 and not view1.is_complex():
+        if _are_plain(view1, view2):
             batches = [view1, view2] if images is view1 else [images, view1, view2]
             whole = bool(self._suspect)
             self._look = _Look(self._steps, whole, [Later(marks(b, whole)) for b in batches])
@@ -173,6 +174,12 @@ def _suspect(images: _Rows, views: list[_Rows]) -> str:
         return ""
     named = zip(VIEWS[-len(views) :], views, strict=True)
     return next((name for name, view in named if view.are_lost), "")
+
+
+def _are_plain(*views: Tensor) -> bool:
+    return not any(
+        view.ndim < 2 or view.is_complex() or is_traceable_wrapper_subclass(view) for view in views
+    )
 
 
 @torch.no_grad()

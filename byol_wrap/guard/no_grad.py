@@ -1,11 +1,16 @@
 """Notices losses that are computed without gradients, although something is to be trained."""
 
-from torch import nn
+from collections import deque
 
+import torch
+from torch import Tensor, nn
+
+from byol_wrap.guard.look import Sample, spread
 from byol_wrap.guard.optimizers import OptimizerSteps
 
 LOSSES = 20  # in a row without gradients, before it is looked whether an optimizer steps
 STEPS = 20  # of it, or updates by hand, from then on
+LOOKED_AT = 2  # gradients
 
 MESSAGE = (
     "Nothing is trained: the last {} losses were computed without gradients, and yet {} followed. "
@@ -15,8 +20,28 @@ MESSAGE = (
 )
 
 
+class _Gradients(OptimizerSteps):
+    """Counts steps, and keeps a few values of the gradients that the last of them found."""
+
+    def __init__(self, learner: nn.Module) -> None:
+        super().__init__(learner)
+        self._found: deque[Sample] = deque(maxlen=STEPS)
+
+    def before(self, own: list[Tensor]) -> None:
+        """Look at them."""
+        there = [p.grad for p in own if p.grad is not None and p.grad.layout == torch.strided]
+        self._found.append(Sample(spread(there, LOOKED_AT)))
+
+    @property
+    def are_old(self) -> bool:
+        """Whether each optimizer found the same ones, such as 0 or none, in all those steps."""
+        if len(self._found) < STEPS or not all(sample.has_come for sample in self._found):
+            return False
+        return len({tuple(sample.read()) for sample in self._found}) <= len(self.counts)
+
+
 class NoGradWatch:
-    """Counts losses without gradients, and steps of optimizers that find none.
+    """Counts losses without gradients, and steps of optimizers that find no new ones.
 
     A validation pass has losses without steps, and what else trains the net has gradients.
 
@@ -26,7 +51,7 @@ class NoGradWatch:
 
     def __init__(self) -> None:
         self.losses = 0
-        self._optimizers: OptimizerSteps | None = None
+        self._optimizers: _Gradients | None = None
         self._updates = 0
 
     def with_gradient(self) -> None:
@@ -44,11 +69,14 @@ class NoGradWatch:
         """
         self.losses += 1
         if self.losses == LOSSES:
-            self._optimizers, self._updates = OptimizerSteps(learner), updates
-        if self._optimizers is None or self._optimizers.count > self._optimizers.empty:
+            self._optimizers, self._updates = _Gradients(learner), updates
+        if self._optimizers is None:
             return ""
-        if self._optimizers.count >= STEPS:
-            return MESSAGE.format(self.losses - 1, f"{self._optimizers.count} optimizer steps")
-        if updates - self._updates >= STEPS:
-            return MESSAGE.format(self.losses - 1, f"{updates - self._updates} updates")
-        return ""
+        steps, updated = self._optimizers.count, updates - self._updates
+        if self._optimizers.are_old:
+            return MESSAGE.format(self.losses - 1, f"{steps} optimizer steps")
+        return (
+            ""
+            if steps or updated < STEPS
+            else MESSAGE.format(self.losses - 1, f"{updated} updates")
+        )

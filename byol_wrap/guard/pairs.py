@@ -29,7 +29,7 @@ SAME_MESSAGE = (
 STRANGERS_MESSAGE = (
     "After {} steps the two views of an image are no nearer to each other than views of different "
     "images. Do the rows of view1 and view2 belong together, or was one of them shuffled? Have the "
-    "views anything in common (look at learner.views(images))?"
+    "views anything in common, and do images differ (look at learner.views(images))?"
 )
 REPEATS_MESSAGE = (
     "The same random numbers are drawn again and again, so the same crops and colours come back. "
