@@ -82,6 +82,17 @@ def test_images_that_are_mostly_blank_are_told() -> None:
     assert message.startswith("5 of 8 images")
 
 
+def test_a_collapse_is_told_where_it_is_not_the_data_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"LOOK_EVERY": 2, "LOOKS": 9}.items():
+        monkeypatch.setattr(f"byol_wrap.guard.collapse.{name}", value)
+    learner = make("SimCLR", 16, augment_fn=lambda x: x * (1 + torch.rand(())))
+    told(lambda: feed(learner, ONE["one for all"]), "are the same picture")
+    with torch.no_grad():
+        for parameter in learner.net.parameters():
+            parameter.zero_()
+    told(lambda: feed(learner, lambda step: pictures(8), 60), "Training has collapsed")
+
+
 # The same batch again
 
 AGAIN: dict[str, Callable[[int], object]] = {
@@ -167,6 +178,17 @@ SOUND: dict[str, Callable[[int], object]] = {
     "views by noise": lambda step: (noisy(images := pictures(8)), noisy(images)),
     "sizes of their own": lambda step: [pictures(1)[0, :, : 8 + i] for i in range(8)],
 }
+
+
+def table(step: int) -> tuple[Tensor, Tensor]:
+    """Of which most rows are 0."""
+    rows = torch.rand(16, 12) * (torch.arange(16) < 6)[:, None]
+    return rows, rows + 0.1 * torch.randn_like(rows)
+
+
+def test_rows_of_a_table_may_be_0() -> None:
+    net = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 16))
+    feed(make("SimCLR", None, net), table)
 
 
 @pytest.mark.parametrize("kind", SOUND)

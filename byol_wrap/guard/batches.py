@@ -58,11 +58,12 @@ class _Rows:
         pictures: the different rows of all that are not of one colour.
     """
 
-    def __init__(self, read: list[float]) -> None:
+    def __init__(self, read: list[float], *, are_pictures: bool) -> None:
+        self._are_pictures = are_pictures  # not rows of a table, many of which may be all 0
         size = len(read) // 2
         means, spreads = read[:size], read[size:]
         marks = list(zip(means, spreads, strict=True))
-        is_blank = [spread <= FLAT * abs(mean) for mean, spread in marks]
+        is_blank = [are_pictures and spread <= FLAT * abs(mean) for mean, spread in marks]
         seen = [mark for mark, blank in zip(marks[:ROWS], is_blank, strict=False) if not blank]
         self.count = min(size, ROWS)
         self.blank = self.count - len(seen)
@@ -75,8 +76,8 @@ class _Rows:
     def are_few(self) -> bool:
         """Whether too few of them are different pictures."""
         there = self.count - self.blank
-        few = self.different_pictures <= max(1, FEW * there) or self.most > ONE * self.count
-        return self.most > 1 and few
+        few = self.different_pictures <= max(1, FEW * there)
+        return self.most > 1 and (few or (self._are_pictures and self.most > ONE * self.count))
 
     @property
     def are_lost(self) -> bool:
@@ -90,6 +91,7 @@ class _Look(NamedTuple):
 
     step: int
     is_whole: bool  # at all values of a few images, not at a few values of all
+    are_pictures: bool
     numbers: list[Later]
 
 
@@ -108,6 +110,11 @@ class BatchesWatch:
         self._found = self._wholes = 0  # such looks: in a row that found it, and in all
         self._before: set[tuple[float, float]] = set()
         self._again = self._since = 0
+
+    @property
+    def are_lost(self) -> bool:
+        """Whether there is nothing to learn from in what was seen last: a collapse is no wonder."""
+        return self._found >= LOOKS
 
     def told(
         self, images: Tensor | Sequence[Tensor], view1: Tensor, view2: Tensor
@@ -129,14 +136,16 @@ class BatchesWatch:
         if _are_plain(view1, view2):
             batches = [view1, view2] if images is view1 else [images, view1, view2]
             whole = bool(self._suspect)
-            self._look = _Look(self._steps, whole, [Later(marks(b, whole)) for b in batches])
+            numbers = [Later(marks(batch, whole)) for batch in batches]
+            self._look = _Look(self._steps, whole, view1.ndim > 2, numbers)
         return told
 
     def _judge(self, look: _Look) -> tuple[str, str] | None:
-        images, *views = (_Rows(numbers.read()) for numbers in look.numbers)
+        read = [numbers.read() for numbers in look.numbers]
+        images, *views = (_Rows(numbers, are_pictures=look.are_pictures) for numbers in read)
         before, self._suspect = self._suspect, _suspect(images, views)
         if not look.is_whole:
-            if self._wholes >= LIMIT:
+            if self._wholes >= LIMIT and not self.are_lost:
                 self._suspect = ""
             return self._judge_again(images, look.step)
         self._found = self._found + 1 if self._suspect == before else 0

@@ -32,7 +32,6 @@ from byol_wrap.warning import warn
 
 STEPS_WITHOUT_UPDATE = 100  # after how many a learner says that its target stands still
 WHEN_ATTACHED = 20  # times as many, since an attached optimizer may add up many batches to a step
-NOTHING = "alike", "flat", "images", "views"  # data to learn nothing from: collapse is no wonder
 TOO_LONG = 1.1, 10  # times total_steps, and steps: more than a run that was miscounted a little
 
 
@@ -117,7 +116,8 @@ class Watch:
         Views that are given are images themselves.
         """
         self._no_grad.with_gradient()
-        if (told := self._batches.told(images, view1, view2)) and self._warned.isdisjoint(NOTHING):
+        told = self._batches.told(images, view1, view2)
+        if told and self._warned.isdisjoint(("alike", "flat", "images", "views")):
             self.warn(*told)
         if same := self._pairs.is_same(view1, view2):
             self.warn("alike", same)
@@ -188,7 +188,7 @@ class Watch:
         if self._key is not None:
             both = outputs.projection1, self._key
         strangers = self._pairs.are_strangers(*both)
-        if strangers and self._warned.isdisjoint(("collapse", *NOTHING)):
+        if strangers and "collapse" not in self._warned and not self._batches.are_lost:
             self.warn("strangers", strangers)
         if self._collapse.look(outputs):
             self._warn_of_collapse(run, len(outputs.representation1))
@@ -197,7 +197,7 @@ class Watch:
         found = self._collapse
         if found.not_finite:
             self._warn_of_not_finite("The features", self._steps - 1)
-        elif (found.is_collapsed or found.is_narrow) and self._warned.isdisjoint(NOTHING):
+        elif (found.is_collapsed or found.is_narrow) and not self._batches.are_lost:
             self.warn("collapse", message(found, run, self._steps_since_update, batch_size))
 
     def lost(self, loss: Tensor, learner: nn.Module) -> None:
