@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from nets import Function, conv_net
-from oracles import IMAGE, Oracle, check, wrap
+from oracles import IMAGE, Oracle, check, hooked, wrap
 from torch import Tensor, nn
 
 from byol_wrap import representation_candidates
@@ -42,7 +42,22 @@ def steps_first(net: Any, x: Tensor) -> Tensor:
 def mirrored(net: Any, x: Tensor) -> Tensor:
     """As many crops as images."""
     crops = [x.roll(shift, 3) for shift in range(len(x))]
-    return net.fc(net.body(torch.cat(crops))).unflatten(0, (len(x), -1)).mean(0)
+    return (
+        net.fc(net.body(torch.cat(crops))).unflatten(0, (len(x), -1)).narrow(1, 0, len(x)).mean(0)
+    )
+
+
+def swapped(net: Any, x: Tensor) -> Tensor:
+    """As many frames as clips, whose dimensions change places."""
+    clips = torch.stack([x.roll(shift, 3) for shift in range(len(x))], 1)
+    return (
+        net.fc(net.body(clips.flatten(0, 1))).unflatten(0, clips.shape[:2]).transpose(0, 1).mean(0)
+    )
+
+
+def both_ways(net: Any, x: Tensor) -> Tensor:
+    scores = net.fc(net.body(x.flatten(0, 1)))
+    return scores.view(len(x), -1, 40).mean(1) + scores.view(-1, len(x), 40).mean(0)
 
 
 def as_many_frames(net: Any, x: Tensor) -> Tensor:
@@ -136,7 +151,7 @@ def test_scores_of_each_frame_are_told_with_what_to_type() -> None:
     )
     with pytest.warns(UserWarning, match=words):
         check(net, CLIP, ("fc", "input", together))
-    check_layer(net, "body.4", lambda x: together(x.mean((2, 3))))
+    check_layer(net, CLIP, ("body.3", "output", lambda x: together(x.mean((2, 3)))))
     rows = {row.name: row for row in representation_candidates(net, torch.rand(2, *CLIP))}
     assert (rows["body.4"].shape, rows["body.4"].size, rows["body.4"].entries) == (
         (12, 4, 4),
@@ -146,27 +161,43 @@ def test_scores_of_each_frame_are_told_with_what_to_type() -> None:
     assert rows[""].entries == 1
 
 
-def check_layer(
-    net: nn.Module, layer: str, oracle: Callable[[Tensor], Tensor], **given: Any
-) -> None:
+def check_layer(net: nn.Module, shape: tuple[int, ...], oracle: Oracle, pool: Any = None) -> None:
     """A layer that is chosen by its name is read as the oracle does."""
-    seen: list[Tensor] = []
-    clips = torch.rand(2, *CLIP)
-    learner = wrap(net, None, hidden_layer=layer, **given)
-    learner(clips, clips)
-    twin = copy.deepcopy(net).eval()
-    twin.get_submodule(layer).register_forward_hook(lambda _, args, out: seen.append(out.clone()))
-    twin(clips)
-    torch.testing.assert_close(learner.embed(clips, prepared=True), oracle(seen[0]).detach())
+    batch = torch.rand(2, *shape)
+    learner = wrap(net, None, hidden_layer=oracle[0], pool=pool)
+    learner(batch, batch)
+    expected = hooked(copy.deepcopy(net).eval(), batch, oracle)
+    torch.testing.assert_close(learner.embed(batch, prepared=True), expected)
 
 
-def test_entries_in_an_unknown_order_are_refused_with_what_to_type() -> None:
-    net = Function(lambda net, x: sum(net.fc(net.body(x.flatten(0, 1))).split(len(x))), **frames())
+def test_tokens_of_each_entry_are_averaged_first() -> None:
+    mean = ("embed", "output", lambda x: x.mean(1).unflatten(0, (-1, 3)).mean(1))
+    check_layer(ByChannel(), (3, 32), mean)
+
+
+def split(net: Any, x: Tensor) -> Tensor:
+    """As many scores as frames."""
+    return sum(net.fc(net.body(x.flatten(0, 1))).split(len(x)))
+
+
+@pytest.mark.parametrize("forward", [split, both_ways, swapped])
+def test_entries_in_an_unknown_order_are_refused_with_what_to_type(forward: Any) -> None:
+    classes, shape = (4, CLIP) if forward is split else (40, CLIP)
+    if forward is swapped:
+        shape = IMAGE
+    net = Function(forward, **frames(fc=nn.Linear(12, classes)))
+    batch = torch.rand(2, *shape)
+    each = 2 if forward is swapped else 4
+    words = rf"hidden_layer='body' \({each} B, 12\).*\(-1, {each}\)\)\.mean\(1\)"
+    with pytest.raises(ValueError, match=words):
+        wrap(net, None)(batch, batch)
+
+
+def test_a_pool_may_take_the_entries_apart() -> None:
+    net = Function(split, **frames())
+    check_layer(net, CLIP, ("body", "output", a_batch_apart), a_batch_apart)
+    net = Function(consensus, **frames())
+    check_layer(net, CLIP, ("body", "output", together), together)
     clips = torch.rand(2, *CLIP)
-    with pytest.raises(
-        ValueError, match=r"hidden_layer='body' \(4 B, 12\).*\(-1, 4\)\)\.mean\(1\)"
-    ):
-        wrap(net, None)(clips, clips)
-    check_layer(net, "body", a_batch_apart, pool=a_batch_apart)
     with pytest.raises(ValueError, match=r"pool=.* should turn \(8, 12\) into \(2, D\)"):
-        wrap(net, None, hidden_layer="body", pool=lambda x: x)(clips, clips)
+        wrap(Function(split, **frames()), None, hidden_layer="body", pool=lambda x: x)(clips, clips)

@@ -1,6 +1,5 @@
 """Values with several entries an image, as of frames of a clip, or crops, that are one batch."""
 
-import math
 from typing import Any
 
 from byol_wrap.backbone.graph import Graph, dims, kind, shape_of
@@ -9,6 +8,8 @@ from byol_wrap.backbone.recording import Record, Value
 from byol_wrap.backbone.representation import Entries
 
 AVERAGES = ("Mean", "Sum", "Max", "Amax", "Logsumexp")
+
+SWAPS = ("Transpose", "Permute")  # dimensions, of one size perhaps
 
 
 def per_image(record: Record, value: Value) -> int:
@@ -29,20 +30,17 @@ def entries_of(record: Record, value: Value) -> Entries | None:
     found: set[Entries] = set()
     nodes, seen = [value.place[0]], set()
     while nodes:
-        node = nodes.pop()
-        before = shape_of(node)
-        for user in graph.users(node):
+        for user in graph.users(nodes.pop()):
             after = shape_of(user)
             if user in seen or len(after) < 2:
                 continue
             seen.add(user)
-            is_split = before[0] == rows and math.prod(after[2:]) == math.prod(before[1:])
             if after[0] % rows == 0:  # still one batch, perhaps with tokens folded into it
                 nodes.append(user)
-            elif kind(user) in VIEWS and is_split and each != batch:
+            elif kind(user) in VIEWS and each != batch:
                 found |= {"together"} if after[:2] == (batch, each) else set()
                 found |= {"apart"} if after[:2] == (each, batch) else set()
-            elif kind(user) in VIEWS and is_split and after[:2] == (batch, batch):
+            elif kind(user) in VIEWS and after[:2] == (batch, batch):
                 found |= _averaged_along(graph, user)
     return found.pop() if len(found) == 1 else None
 
@@ -58,6 +56,6 @@ def _averaged_along(graph: Graph, node: Any) -> set[Entries]:
             seen.add(user)
             if kind(user) in AVERAGES and dims(user) in ([0], [1]):
                 found.add("together" if dims(user) == [1] else "apart")
-            elif shape_of(user)[:2] == size:
+            elif shape_of(user)[:2] == size and kind(user) not in SWAPS:
                 nodes.append(user)
     return found

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from byol_wrap.backbone.choosing import Chooser
 from byol_wrap.backbone.classifier import CONVOLUTIONS
-from byol_wrap.backbone.entries import entries_of, per_image
+from byol_wrap.backbone.entries import entries_of
 from byol_wrap.backbone.graph import dims, kind, shape_of, tokens_in_front
 from byol_wrap.backbone.recording import Record, Value
 from byol_wrap.backbone.representation import Pool, Representation, averaged, main_tensor, pooled
@@ -64,8 +64,8 @@ def find_representation(
     if not value.is_floating_point() or (value.ndim == 1 and not len(value)):
         raise ValueError(f"{where} holds no tensor of floats; choose another hidden_layer.")
     entries = entries_of(record, tap.value)
-    is_apart = entries is not None or (callable(pool) and per_image(record, tap.value) > 1)
-    if value.ndim < 2 or not (value.shape[0] == record.batch or is_apart):
+    is_whole = value.shape[0] == record.batch or entries is not None or callable(pool)
+    if value.ndim < 2 or not is_whole:
         raise ValueError(
             f"{where} has shape {tuple(value.shape)}, but a representation needs one entry for "
             f"each of the {record.batch} images and at least one more dimension; choose another "
@@ -84,9 +84,7 @@ def find_representation(
         )
     channel_dim = _channels(chooser, record.net, tap)
     pool = _choose_pool(record, tap.value, channel_dim) if pool is None else pool
-    vector = pooled(value, pool, channel_dim)
-    entries = entries if len(vector) > record.batch else None  # the user's may have averaged them
-    vector = averaged(vector, entries, record.batch)
+    vector = averaged(pooled(value, pool, channel_dim), entries, record.batch)
     if vector.ndim != 2 or vector.shape[0] != record.batch:
         raise ValueError(
             f"pool={pool!r} should turn {tuple(value.shape)} into ({record.batch}, D), but gave "
