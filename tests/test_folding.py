@@ -70,8 +70,12 @@ def scaled_by_own(net: Any, x: Tensor) -> Tensor:
     return net.fc(net.body(x) * net.scale(net.own)).view(-1, 68, 2)
 
 
-def with_own(net: nn.Module) -> nn.Module:
-    net.own = nn.Parameter(torch.rand(1, 3))
+def by_own(net: Any, x: Tensor) -> Tensor:
+    return F.linear(net.body(x), net.own).view(-1, 68, 2)
+
+
+def with_own(net: nn.Module, *shape: int) -> nn.Module:
+    net.own = nn.Parameter(torch.rand(shape))
     return net
 
 
@@ -122,9 +126,15 @@ FOLDED: dict[str, tuple[Callable[[], nn.Module], Oracle]] = {
         lambda: with_own(
             Function(
                 scaled_by_own, body=conv_net(12), scale=nn.Linear(3, 12), fc=nn.Linear(12, 136)
-            )
+            ),
+            1,
+            3,
         ),
         ("fc", "input", same),
+    ),
+    "landmarks by a parameter of the net's own": (
+        lambda: with_own(Function(by_own, body=conv_net(12)), 136, 12),
+        ("body", "output", same),
     ),
     "landmarks by a convolution over all": (
         lambda: of_maps(nn.Conv2d(16, 136, 8)),
@@ -161,6 +171,17 @@ def decoder(code: int, *shape: int, hidden: int = 64) -> nn.Module:
     return nn.Sequential(conv_net(code), *layers, nn.Unflatten(1, shape))
 
 
+def with_basis() -> nn.Module:
+    """A morphable model: shapes are sums of fixed ones."""
+    net = Function(
+        lambda net, x: (net.fc(net.body(x)) @ net.basis).view(-1, 40, 3),
+        body=conv_net(24),
+        fc=nn.Linear(24, 16),
+    )
+    net.register_buffer("basis", torch.rand(16, 120))
+    return net
+
+
 PLACES: dict[str, Callable[[], nn.Module]] = {
     "tokens": lambda: Function(scores_of_tokens, body=encoder(), fc=nn.Linear(16, 5)),
     "tokens, flattened and folded again": lambda: Function(
@@ -180,6 +201,7 @@ PLACES: dict[str, Callable[[], nn.Module]] = {
     "masks as large as the images": lambda: nn.Sequential(
         conv_net(12), nn.Linear(12, 1024), nn.Unflatten(1, (1, 32, 32))
     ),
+    "points, by a fixed basis": with_basis,
     "smaller images, decoded": lambda: decoder(12, 1, 16, 16),
 }
 

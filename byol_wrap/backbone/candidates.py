@@ -9,6 +9,7 @@ from byol_wrap.backbone.branches import not_picked
 from byol_wrap.backbone.certainty import uncertainty
 from byol_wrap.backbone.choosing import FEW, Chooser
 from byol_wrap.backbone.classifier import RECTIFIERS, RESHAPES
+from byol_wrap.backbone.entries import entries_of, per_image
 from byol_wrap.backbone.finding import Found
 from byol_wrap.backbone.graph import Edge, ancestors, kind, parents
 from byol_wrap.backbone.measuring import Measure
@@ -32,6 +33,7 @@ class Candidate:
         size: of the vector that averaging all but its channels gives.
         share: in [0, 1], of the net's parameters that a gradient of it reaches.
         chosen: whether it is what a learner takes.
+        entries: how many there are for each image, as of the frames of a clip that are one batch.
     """
 
     name: str
@@ -40,10 +42,15 @@ class Candidate:
     size: int
     share: float
     chosen: bool
+    entries: int = 1
 
     def __str__(self) -> str:
-        shape = ", ".join(map(str, self.shape))
-        return f"hidden_layer={self.name!r} (B, {shape}), {self.size} numbers"
+        return f"hidden_layer={self.name!r} {self.whole_shape}, {self.size} numbers"
+
+    @property
+    def whole_shape(self) -> str:
+        """The shape in words, for a batch of B."""
+        return in_words(self.shape, self.entries)
 
 
 class Candidates(Sequence[Candidate]):
@@ -69,7 +76,7 @@ class Candidates(Sequence[Candidate]):
                 "*" if row.chosen else "",
                 repr(row.name),
                 row.side,
-                f"(B, {', '.join(map(str, row.shape))})",
+                row.whole_shape,
                 str(row.size),
                 f"{100 * row.share:.1f} %",
             )
@@ -85,6 +92,12 @@ class Candidates(Sequence[Candidate]):
         return f"<{len(self)} candidates; print them>"
 
 
+def in_words(shape: Sequence[int], entries: int) -> str:
+    """The shape of a batch of B, each with so many entries."""
+    batch = "B" if entries == 1 else f"{entries} B"
+    return f"({', '.join([batch, *map(str, shape)])})"
+
+
 def candidates(record: Record, sample: Tensor, chosen: Tap | None) -> list[Candidate]:
     """The outputs of layers that are reached once, each value once, and what was chosen."""
     chooser = Chooser(record, sample)
@@ -95,11 +108,13 @@ def candidates(record: Record, sample: Tensor, chosen: Tap | None) -> list[Candi
         tensor = value.tensor
         size = tensor.shape[chooser.channels(value)]
         share = chooser.mass(value.place) / whole
-        rows.append(Candidate(name, side, tuple(tensor.shape[1:]), size, share, is_chosen))
+        entries, shape = per_image(record, value), tuple(tensor.shape[1:])
+        rows.append(Candidate(name, side, shape, size, share, is_chosen, entries))
 
     own = None if chosen is None else (chosen.layer, chosen.side)
     for name, value in _outermost(record):
-        if (name, "output") != own:
+        is_known = per_image(record, value) == 1 or entries_of(record, value) is not None
+        if is_known and (name, "output") != own:
             add(name, "output", value, False)
     if chosen is not None:
         add(chosen.layer, chosen.side, chosen.value, True)
@@ -112,7 +127,7 @@ def _outermost(record: Record) -> Iterator[tuple[str, Value]]:
     for call in record.calls:
         main = main_tensor(call.output)
         value = next((v for v in call.outputs if v.tensor is main), None)
-        usable = value is not None and value.tensor.ndim > 1 and len(value.tensor) == record.batch
+        usable = value is not None and per_image(record, value) > 0
         if value is None or value.place is None or not usable or record.times[call.name] != 1:
             continue
         if not (call.name == "" and value.place in found):
@@ -151,12 +166,13 @@ def doubt(record: Record, sample: Tensor, found: Found, also: str, trainable: se
     why = why or strange
     if not why:
         return ""
-    shape = ", ".join(map(str, value.tensor.shape[1:]))
+    shape = in_words(value.tensor.shape[1:], per_image(record, value))
     pool = found.representation.pool
     how = f", pooled by {pool!r} to {size} numbers" if pool != "none" else ""
+    how += ", averaged over the entries of an image" if found.representation.entries else ""
     choose = f", such as {'; '.join(map(str, others))}" if others else " by hidden_layer="
     return (
-        f"An image is represented by {tap.where}, (B, {shape}){how}, but {why}. "
+        f"An image is represented by {tap.where}, {shape}{how}, but {why}. "
         f"If that is not what you want, choose another layer{choose}. "
         "byol_wrap.representation_candidates lists all."
     )
@@ -165,6 +181,9 @@ def doubt(record: Record, sample: Tensor, found: Found, also: str, trainable: se
 def what_there_is(record: Record, sample: Tensor) -> str:
     """Which layers can be chosen where the rule finds nothing, the last first."""
     rows = [row for row in candidates(record, sample, None) if row.name and row.share]
+    several = [] if rows else [v for v in _outermost(record) if v[0]]
+    if several:
+        return _of_several(record, several)
     if not rows:
         return (
             "No layer gives an entry for each image, at one call alone: wrap the part of the net "
@@ -172,6 +191,20 @@ def what_there_is(record: Record, sample: Tensor) -> str:
         )
     last = sorted(rows, key=lambda row: (-row.share, -row.size))[:NAMED]
     return f"There are {'; '.join(map(str, last))}."
+
+
+def _of_several(record: Record, given: Sequence[tuple[str, Value]]) -> str:
+    """What to do where layers give several entries for each image, in an unknown order."""
+    last = [
+        (name, v.tensor.shape[1:], per_image(record, v)) for name, v in given[: -NAMED - 1 : -1]
+    ]
+    listed = (f"hidden_layer={name!r} {in_words(shape, each)}" for name, shape, each in last)
+    return (
+        f"There are {'; '.join(listed)}, with several entries for each image, as of frames or "
+        "crops that are one batch. Choose one with a pool= that makes (B, D) of them: "
+        f"lambda x: x.unflatten(0, (-1, {last[0][2]})).mean(1) where those of an image follow each "
+        "other."
+    )
 
 
 def _names(record: Record, sample: Tensor, found: Found) -> set[str]:

@@ -32,8 +32,8 @@ class Chooser(Before):
         """The input of the classifiers; of maps the deepest; of a dense output the bottleneck."""
         every = self._outputs()
         folded = [v for v in every if self._is_folded(v)]
-        maps = without_extras(self, [v for v in every if v not in folded])
-        outputs = [v for v in every if v in folded or v in maps]
+        kept = without_extras(self, every)
+        outputs = [v for v in every if v in folded or v in kept]
         if not outputs:
             return self._of_numbers() or Choice(self.of_net(main_tensor(self.record.output)))
         deepest = self._deepest(outputs)

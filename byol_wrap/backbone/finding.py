@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from byol_wrap.backbone.choosing import Chooser
 from byol_wrap.backbone.classifier import CONVOLUTIONS
+from byol_wrap.backbone.entries import entries_of
 from byol_wrap.backbone.graph import dims, kind, shape_of, tokens_in_front
 from byol_wrap.backbone.recording import Record, Value
-from byol_wrap.backbone.representation import Pool, Representation, main_tensor, pooled
+from byol_wrap.backbone.representation import Pool, Representation, averaged, main_tensor, pooled
 from byol_wrap.backbone.taps import Choice, Tap
 
 POOLS = ("mean", "max", "class_token", "flatten")
@@ -62,7 +63,9 @@ def find_representation(
     lower = where[0].lower() + where[1:]
     if not value.is_floating_point() or (value.ndim == 1 and not len(value)):
         raise ValueError(f"{where} holds no tensor of floats; choose another hidden_layer.")
-    if value.ndim < 2 or value.shape[0] != record.batch:
+    entries = entries_of(record, tap.value)
+    is_whole = value.shape[0] == record.batch or entries is not None or callable(pool)
+    if value.ndim < 2 or not is_whole:
         raise ValueError(
             f"{where} has shape {tuple(value.shape)}, but a representation needs one entry for "
             f"each of the {record.batch} images and at least one more dimension; choose another "
@@ -81,7 +84,7 @@ def find_representation(
         )
     channel_dim = _channels(chooser, record.net, tap)
     pool = _choose_pool(record, tap.value, channel_dim) if pool is None else pool
-    vector = pooled(value, pool, channel_dim)
+    vector = averaged(pooled(value, pool, channel_dim), entries, record.batch)
     if vector.ndim != 2 or vector.shape[0] != record.batch:
         raise ValueError(
             f"pool={pool!r} should turn {tuple(value.shape)} into ({record.batch}, D), but gave "
@@ -90,7 +93,7 @@ def find_representation(
     named = record.net.named_parameters()
     unused = frozenset(n for n, p in named if used is not None and id(p) not in used)
     size = vector.shape[1]
-    representation = Representation(tap.layer, tap.side, pool, channel_dim, size, tap.part)
+    representation = Representation(tap.layer, tap.side, pool, channel_dim, size, tap.part, entries)
     return Found(representation, choice, unused)
 
 

@@ -33,7 +33,13 @@ def is_folded(measure: Measure, value: Value) -> bool:
 
 
 def reads_one_value(measure: Measure, heads: Sequence[Head]) -> bool:
-    """Whether all heads read the same, some perhaps by layers of their own."""
+    """Whether all heads read the same, some perhaps by layers of their own.
+
+    None of them a product with fixed numbers, as a basis of shapes is: what that reads are numbers
+    that were told.
+    """
+    if any(head.call is None and not head.is_projection for head in heads):
+        return False
     places = {trunk_of(measure.record, head) or head.reads for head in heads}
     return len(places) == 1
 

@@ -17,6 +17,8 @@ from byol_wrap.backbone.modes import is_recorded, outside_graph
 Pool = str | Callable[[Tensor], Tensor]
 Part = tuple[Any, ...]  # keys, names and indices that lead to a tensor in a structured output
 
+Entries = Literal["together", "apart"]  # an image's follow each other; or are a batch apart
+
 MAIN_FIELDS = ("logits", "image_embeds", "pooler_output", "last_hidden_state", "out")
 
 
@@ -33,6 +35,8 @@ class Representation:
         size: length D of that vector.
         part: of a layer that gives several tensors, the keys, names and indices that lead to the
             one that is taken; None for the main one.
+        entries: None where an image has one entry in the layer's value. Of several, as of the
+            frames of a clip that are one batch, where they lie. Their vectors are averaged.
     """
 
     layer: str
@@ -41,6 +45,7 @@ class Representation:
     channel_dim: int = field(repr=False)
     size: int
     part: Part | None = field(default=None, repr=False)
+    entries: Entries | None = field(default=None, repr=False)
 
     @property
     def channels_last(self) -> bool:
@@ -50,7 +55,8 @@ class Representation:
     @property
     def where(self) -> str:
         """Which values are taken, in words."""
-        return f"the {self.side} of layer {self.layer!r}" if self.layer else "the net's output"
+        of = " for each entry of an image" if self.entries else ""
+        return f"the {self.side} of layer {self.layer!r}{of}" if self.layer else "the net's output"
 
     def read(self, net: nn.Module, x: Tensor) -> Tensor:
         """Run ``net`` on ``x`` as far as the layer: (B, ...) in, (B, D) out, with gradient.
@@ -66,7 +72,7 @@ class Representation:
                 "after wrapping, cannot be the representation: choose another hidden_layer, and "
                 "compile the learner rather than its net."
             )
-        vector = pooled(value, self.pool, self.channel_dim)
+        vector = averaged(pooled(value, self.pool, self.channel_dim), self.entries, x.shape[0])
         if not is_recorded() and vector.shape != (x.shape[0], self.size):
             raise RuntimeError(
                 f"The representation {self} should give ({x.shape[0]}, {self.size}) for a batch of "
@@ -180,6 +186,14 @@ def pooled(value: Tensor, pool: Pool, channel_dim: int) -> Tensor:
         return value[:, 0]
     positions = tuple(dim for dim in range(1, value.ndim) if dim != channel_dim % value.ndim)
     return value.amax(positions) if pool == "max" else value.mean(positions)
+
+
+def averaged(vectors: Tensor, entries: Entries | None, batch: int) -> Tensor:
+    """The mean of the vectors (k B, D) of each of B images; as they are where they are no such."""
+    if entries is None:
+        return vectors
+    sizes, dim = ((batch, -1), 1) if entries == "together" else ((-1, batch), 0)
+    return vectors.reshape(*sizes, vectors.shape[1]).mean(dim)
 
 
 def fields_of(output: Any) -> Mapping[Any, Any] | None:
