@@ -279,4 +279,4 @@ def test_no_value_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(12):
             learner(view, view)
         assert there.waits == []
-        assert learner._watch._returns._layers
+        assert learner._watch._weights.returns._layers

@@ -318,7 +318,7 @@ def test_no_look_waits_for_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> No
         for parameter in learner.parameters():
             parameter.grad = torch.zeros_like(parameter)
         there.waits.clear()
-        learner._watch._weighed.largest = 1.0
+        learner._watch._weights.weighed.largest = 1.0
 
         def run() -> None:
             for _ in range(5):
@@ -327,5 +327,5 @@ def test_no_look_waits_for_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> No
 
         told(run, "along the gradient")  # all values there are 0.5
         assert there.waits == []
-        assert learner._watch._stepping.steps is not None
-        assert len(learner._watch._stepping.steps.looks) == 4
+        assert learner._watch._weights.stepping.steps is not None
+        assert len(learner._watch._weights.stepping.steps.looks) == 4

@@ -372,7 +372,7 @@ def test_weights_loaded_where_nothing_is_left_behind_are_not_told(how: str) -> N
 def test_weights_that_are_thrown_far_and_freeze_are_told(name: str) -> None:
     learner = make(name)
     optimizer = SGD(learner.parameters(), lr=1e5)
-    learner._watch._rates._steps = 10_000  # it would be told at once
+    learner._watch._weights.rates._steps = 10_000  # it would be told at once
     with pytest.warns(UserWarning, match="At about step 1 .* grew to") as caught:
         train(learner, optimizer, 20)
     messages = [str(w.message) for w in caught if "grew to" in str(w.message)]
@@ -390,9 +390,9 @@ def test_no_look_waits_for_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> No
         there.waits.clear()
         for _ in range(9):
             learner(view, view)
-            learner._watch._jump.updated()
+            learner._watch._weights.jump.updated()
         assert there.waits == []
-        assert learner._watch._jump._kept
+        assert learner._watch._weights.jump._kept
 
 
 # Parameters that are others

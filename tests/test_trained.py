@@ -266,13 +266,13 @@ def test_no_look_waits_for_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> No
             for parameter in learner.parameters():
                 parameter.grad = torch.zeros_like(parameter)
             for _ in range(9):
-                learner._watch._trained._goes_backward(view)  # of which there is none here
-                if learner._watch._gradients._parameter is not None:
-                    learner._watch._gradients._look(view)
+                learner._watch._weights.trained._goes_backward(view)  # of which there is none here
+                if learner._watch._weights.gradients._parameter is not None:
+                    learner._watch._weights.gradients._look(view)
                 learner(view, view)
         assert there.waits == []
-        assert learner._watch._trained._is_done
-        assert len(learner._watch._gradients._looks) == 6
+        assert learner._watch._weights.trained._is_done
+        assert len(learner._watch._weights.gradients._looks) == 6
         del optimizer
 
 

@@ -30,7 +30,8 @@ CLIMBS_MESSAGE = (
 ZERO_MESSAGE = (
     "The gradient of the {} was 0 or missing in {} steps of an optimizer that holds it, so that it "
     "learns nothing from the loss. Is zero_grad() called between loss.backward() and "
-    "optimizer.step()? Is what the net gives detached, or computed under torch.no_grad()?"
+    "optimizer.step()? Is what the net gives detached, or computed under torch.no_grad()? Have all "
+    "images one output by now (learner.health())?"
 )
 
 

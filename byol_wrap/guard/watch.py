@@ -8,26 +8,18 @@ from torch.nn.parameter import is_lazy
 
 from byol_wrap.evaluation.health import Outputs
 from byol_wrap.guard.alike import AlikeWatch
-from byol_wrap.guard.apart import ApartWatch
 from byol_wrap.guard.batches import BatchesWatch
 from byol_wrap.guard.collapse import CollapseWatch, Run, message
 from byol_wrap.guard.drift import Drift, drift_message
-from byol_wrap.guard.gradients import GradientsWatch
 from byol_wrap.guard.inputs import check_loss
-from byol_wrap.guard.jump import JumpWatch
 from byol_wrap.guard.look import is_plain, writes
 from byol_wrap.guard.no_grad import NoGradWatch
 from byol_wrap.guard.optimizers import in_no_optimizer
 from byol_wrap.guard.pacing import PacingWatch
 from byol_wrap.guard.pairs import PairsWatch
 from byol_wrap.guard.parts import NET, parts
-from byol_wrap.guard.rates import RatesWatch
-from byol_wrap.guard.replaced import ReplacedWatch
-from byol_wrap.guard.returns import ReturnsWatch
-from byol_wrap.guard.stepping import SteppingWatch
-from byol_wrap.guard.still import StillWatch
-from byol_wrap.guard.trained import HEADS_MESSAGE, TrainedWatch
-from byol_wrap.guard.weighed import WeighedWatch
+from byol_wrap.guard.trained import HEADS_MESSAGE
+from byol_wrap.guard.weights import WeightsWatch
 from byol_wrap.warning import warn
 
 STEPS_WITHOUT_UPDATE = 100  # after how many a learner says that its target stands still
@@ -51,21 +43,12 @@ class Watch:
         self._eval_writes: int | None = None  # of the net's, when a step in eval mode began
         self._collapse = CollapseWatch()
         self._drift = Drift()
-        self._trained = TrainedWatch()
-        self._stepping = SteppingWatch()
-        self._rates = RatesWatch()
-        self._gradients = GradientsWatch()
+        self._weights = WeightsWatch()
         self._pacing = PacingWatch()
         self._alike = AlikeWatch()
-        self._still = StillWatch()
-        self._jump = JumpWatch()
-        self._apart = ApartWatch()
-        self._weighed = WeighedWatch()
-        self._replaced = ReplacedWatch()
         self._pairs = PairsWatch()
         self._batches = BatchesWatch()
         self._no_grad = NoGradWatch()
-        self._returns = ReturnsWatch()
         self._key: Tensor | None = None
         self._seen: list[tuple[Tensor, Tensor]] = []
 
@@ -159,28 +142,10 @@ class Watch:
             self.warn("drift", drift_message(far))
         if run.decay is not None and (replaced := self._alike.replaced(learner, net)):
             self.warn("replaced", replaced)
-        if never_cleared := self._gradients.never_cleared():
-            self.warn("gradients", never_cleared)
         updates = self._updates if run.optimizer is None else 0
-        if (steps := self._stepping.steps) is not None:
-            if left_out := self._trained.left_out(learner, updates, steps):
-                self.warn(*left_out)
-            if rated := self._rates.told(steps.counts):
-                self.warn(*rated)
-        if stands_still := self._still.stands_still(learner, updates):
-            self.warn("net", stands_still)
-        if apart := self._apart.apart(learner):
-            self.warn("apart", apart)
-        if unscaled := self._weighed.told():
-            self.warn("unscaled", unscaled)
-        if stepping := self._stepping.told(self._weighed.largest):
-            self.warn(*stepping)
-        if replaced := self._replaced.replaced(learner):
-            self.warn("net", replaced)
-        if jumped := self._jump.jumped(learner):
-            self.warn(*jumped)
-        if returned := self._returns.told(learner):
-            self.warn("written", returned)
+        for about, told in self._weights.told(learner, updates):
+            if told:
+                self.warn(about, told)
         outputs = self.outputs
         if outputs is None:
             return
@@ -207,11 +172,7 @@ class Watch:
             TypeError, ValueError, RuntimeError: it is none that can be trained with.
         """
         check_loss(loss, trains=self._in_training)
-        self._trained.follow(loss)
-        self._gradients.follow(loss, learner)
-        self._still.follow(loss)
-        self._weighed.follow(loss, learner)
-        self._stepping.follow(loss, learner)
+        self._weights.follow(loss, learner)
         if _is_readable(loss) and not _is_finite(loss):
             self._warn_of_not_finite("The loss", self._steps)
 
@@ -230,7 +191,7 @@ class Watch:
         """The target was moved, if there is one; ``step`` times in all where the host knows it."""
         self._steps_since_update = 0
         self._updates += 1
-        self._jump.updated()
+        self._weights.updated()
         times, more = TOO_LONG
         if step is None or total_steps is None:
             return
