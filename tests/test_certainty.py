@@ -542,6 +542,16 @@ def beside_others(net: Any, x: Tensor) -> Tensor:
     return net.fc(torch.cat([features, likeness], 1))
 
 
+def bag(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest scores of instances, and what these ask of all."""
+    crops = torch.stack([x, x.flip(2), x.flip(3)], 1)
+    instances = net.body(crops.flatten(0, 1)).view(len(x), 3, 12)
+    scores = net.instance(instances)
+    asked = instances.gather(1, scores.argmax(1)[..., None].expand(-1, -1, 12))
+    weights = (net.q(instances) @ net.q(asked).mT).softmax(1)
+    return scores.amax(1), net.fcc(weights.mT @ net.v(instances)).flatten(1)
+
+
 def dense_heads(net: Any, x: Tensor) -> tuple[Tensor, ...]:
     f = net.body(x)
     return tuple(head(f) for head in net.heads)
@@ -636,6 +646,17 @@ TOLD: dict[str, tuple[Callable[[], nn.Module], str]] = {
             two=fc(12),
         ),
         "its last step, Maximum, is none",
+    ),
+    "a bag of instances": (
+        lambda: Function(
+            bag,
+            body=conv_net(12),
+            instance=nn.Linear(12, 4),
+            q=nn.Linear(12, 8),
+            v=nn.Linear(12, 12),
+            fcc=nn.Conv1d(4, 4, 12),
+        ),
+        "the input of layer 'fcc', .* 4 numbers hardly tell",
     ),
     "images compared, beside what is read": (
         lambda: Function(beside_others, body=conv_net(12), fc=fc(13)),
@@ -823,6 +844,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "channels last": (
         lambda: Function(lambda net, x: net.body(x.permute(0, 3, 1, 2)), body=conv_net(12)),
         r"takes \(B, H, W, C\): wrap it in a module whose forward",
+    ),
+    "a loss": (
+        lambda: Function(lambda net, x: net.body(x).square().mean(), body=conv_net(12)),
+        r"has shape \(\).*There are .*hidden_layer='body'",
     ),
     "labels, too": (lambda: with_label(conv_net(12)), "takes images alone"),
 }

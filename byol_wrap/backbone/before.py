@@ -172,7 +172,7 @@ class Before(Taps):
     def trunk(self, places: Sequence[Edge], largest: int) -> list[Tap]:
         """The last value on which all of several depend, where that is most of the net.
 
-        One that a layer gives, or else one that a layer reads.
+        One that a layer gives, or else a vector that a layer reads.
         """
         shared = set.intersection(*(ancestors(place) for place in places))
 
@@ -186,8 +186,8 @@ class Before(Taps):
         for value in (value for call in calls for value in call.outputs):
             if is_trunk(value) and (taps := self.taps(value.place)):
                 return taps
-        for value in (call.input for call in calls if call.input):
-            if value.place and is_trunk(value) and (taps := self._read_at(value.place)):
+        for value in (call.input for call in calls if call.input and call.input.tensor.ndim == 2):
+            if is_trunk(value) and value.place and (taps := self._read_at(value.place)):
                 return taps
         return []
 

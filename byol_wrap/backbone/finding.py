@@ -64,8 +64,8 @@ def find_representation(
     if not value.is_floating_point() or (value.ndim == 1 and not len(value)):
         raise ValueError(f"{where} holds no tensor of floats; choose another hidden_layer.")
     entries = entries_of(record, tap.value)
-    is_whole = value.shape[0] == record.batch or entries is not None or callable(pool)
-    if value.ndim < 2 or not is_whole:
+    is_known = value.shape[:1] == (record.batch,) or entries is not None or callable(pool)
+    if value.ndim < 2 or not is_known:
         raise ValueError(
             f"{where} has shape {tuple(value.shape)}, but a representation needs one entry for "
             f"each of the {record.batch} images and at least one more dimension; choose another "

@@ -20,7 +20,8 @@ class Answer:
     last part of what ``encoder`` returns, averaged over positions; ``">token"`` the first token of
     the net's own output. Pools: none (a vector already), "mean" (B, C, ...), "tokens" the mean of
     (B, ..., C), "token" the first, "skip4" the mean of all but
-    the first four, "flat", "last" the last of (B, T, C).
+    the first four, "flat", "last" the last of (B, T, C), "each4" the mean of every four of
+    (4 B, C).
     """
 
     layer: str
@@ -67,6 +68,7 @@ POOLS: dict[str, Callable[[Tensor], Tensor]] = {
     "skip4": lambda value: value[:, 4:].mean(1),
     "flat": lambda value: value.flatten(1),
     "last": lambda value: value[:, -1],
+    "each4": lambda value: value.unflatten(0, (-1, 4)).mean(1),
 }
 
 

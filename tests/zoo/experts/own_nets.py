@@ -111,7 +111,7 @@ def streams(net: Library) -> list[Expert]:
         net("views of an object, folded into the batch", lambda: Net(lambda f, x: f.fc(f.tower(
             x.flatten(0, 1)).view(len(x), -1, 24).amax(1)), tower=tower(3), fc=nn.Linear(24, 5)),
             (4, 3, 32, 32), "fc<"),
-        net("frames, scores averaged", tsn, (4, 3, 32, 32), "refuse"),
+        net("frames, scores averaged", tsn, (4, 3, 32, 32), "fc<each4"),
     ]  # fmt: skip
 
 
