@@ -412,6 +412,16 @@ def test_parameters_that_are_replaced_under_the_optimizer_are_told(name: str, an
     told(lambda: train(learner, optimizer, 8), "holds parameters that the net no longer has")
 
 
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_head_that_is_replaced_under_the_optimizer_is_told(name: str) -> None:
+    learner = make(name)
+    optimizer = SGD(learner.parameters(), lr=1e-3)
+    train(learner, optimizer, 8)
+    last = [m for m in learner.online.projector.modules() if isinstance(m, nn.Linear)][-1]
+    last.weight = nn.Parameter(last.weight.detach().clone())
+    told(lambda: train(learner, optimizer, 8), "parameters that the projector no longer has")
+
+
 def test_parameters_replaced_before_there_is_an_optimizer_are_not_told() -> None:
     learner = make("SimCLR")
     learner(*views())
