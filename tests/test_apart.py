@@ -1,9 +1,10 @@
-"""Processes that each train weights of their own are told so; those that train one net are not."""
+"""Processes that train apart, or all on the same images, are told so; others are not."""
 
 import itertools
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -41,6 +42,7 @@ def worker(rank: int, folder: str) -> None:
         for name in PAPERS:
             found[name] = train(make(name), rank)
             found[f"{name}, as one"] = train(DistributedDataParallel(make(name)), rank)
+            found[f"{name}, same images"] = train(DistributedDataParallel(make(name)), 0)
         learner = make("BYOL")
         beside = DistributedDataParallel(learner.net)
         found["around the net"] = train(learner, rank)
@@ -54,8 +56,11 @@ def test_processes_that_train_apart_are_told(tmp_path: Path) -> None:
     for rank in range(2):
         found = torch.load(tmp_path / str(rank))
         for kind, messages in found.items():
+            shared = [m for m in messages if "8 of 8 in the batch of step 4 were in another" in m]
             told = [m for m in messages if "of 2 processes each trains weights of its own" in m]
-            assert len(messages) == len(told) == ("as one" not in kind), (kind, messages)
+            assert len(shared) == ("same images" in kind), (kind, messages)
+            assert len(told) == ("as one" not in kind and not shared), (kind, messages)
+            assert len(messages) == len(told) + len(shared), (kind, messages)
             assert all("wrap the learner" in message for message in told)
 
 
@@ -72,9 +77,17 @@ def test_another_net_s_values_are_not_compared(
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: store)
     watch = ApartWatch()
-    found = [watch.apart(learner) for _ in range(6)]
+
+    def steps(count: int) -> list[Any]:
+        found = []
+        for _ in range(count):
+            watch.saw(torch.rand(4, 3, 8, 8))
+            found.append(watch.apart(learner))
+        return found
+
+    found = steps(6)
     assert not any(found), "the other process has not come there yet"
-    own = json.loads(store.get("byol_wrap/7/0"))
-    store.set("byol_wrap/7/1", json.dumps([2.0] * (len(own) + more)))
-    found += [watch.apart(learner) for _ in range(12)]
+    own, images = json.loads(store.get("byol_wrap/7/0"))
+    store.set("byol_wrap/7/1", json.dumps([[2.0] * (len(own) + more), images]))
+    found += steps(12)
     assert sum(map(bool, found)) == told

@@ -1,12 +1,15 @@
-"""Notices processes of a group of which each trains weights of its own."""
+"""Notices processes of a group that train weights of their own, or all on the same images."""
 
 import itertools
 import json
 import math
+from collections.abc import Sequence
 
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
+from byol_wrap.guard.batches import marks
+from byol_wrap.guard.later import Later
 from byol_wrap.guard.look import Sample, spread, weights
 from byol_wrap.guard.parts import NET, parts
 
@@ -14,6 +17,7 @@ AT = 60  # the training step whose weights are compared
 LOOK_EVERY, UNTIL = 20, 460  # steps, to see whether the others have come there, too
 LAYERS = 3
 APART = 1e-5  # of their size; gradients that are averaged keep weights equal
+SHARED = 0.9  # of a batch: images that another process has, too
 
 MESSAGE = (
     "In this group of {} processes each trains weights of its own: after {} steps they differ by "
@@ -21,10 +25,16 @@ MESSAGE = (
     "the loss is computed: wrap the learner, parallel = DistributedDataParallel(learner), and call "
     "loss = parallel(images). One around the net alone does nothing here."
 )
+SHARED_MESSAGE = (
+    "All processes of this group of {} seem to draw the same images: {} of {} in the batch of step "
+    "{} were in another process's, too. So that each sees others, give the loader a "
+    "torch.utils.data.DistributedSampler (its set_epoch() before each epoch), or each process a "
+    "share of the files."
+)
 
 
 class ApartWatch:
-    """Compares a few weights with those of another process, through the group's store.
+    """Compares a few weights, and images, with those of another process, by the group's store.
 
     Nothing is waited for, and no collective is called: processes need not be in step.
     """
@@ -34,33 +44,53 @@ class ApartWatch:
     def __init__(self) -> None:
         self._steps = 0
         self._sample: Sample | None = None
+        self._images: Later | None = None
         self._key = ""  # what the values are kept under, once they are
 
-    def apart(self, learner: nn.Module) -> str:
-        """What to say, when a training step begins; "" where nothing is to be said."""
+    def saw(self, images: Tensor | Sequence[Tensor]) -> None:
+        """Images are to be trained on, before a training step is counted."""
+        if self._steps == AT - 1 and _in_group():
+            self._images = Later(marks(images, whole=False))
+
+    def apart(self, learner: nn.Module) -> tuple[str, str] | None:
+        """What to warn of, a subject and a message, when a training step begins."""
         self._steps += 1
         if self._steps % LOOK_EVERY or self._steps > UNTIL or not _in_group():
-            return ""
+            return None
         if self._steps == AT:
             layers = spread(weights(parts(learner).get(NET, [])), LAYERS)
             self._sample = Sample(layers) if layers else None
-        elif self._sample is not None and self._sample.has_come:
-            return self._compare(self._sample.read())
-        return ""
+            return None
+        sample, images = self._sample, self._images
+        if sample is None or images is None or not (sample.has_come and images.has_come):
+            return None
+        return self._compare(sample.read(), images.read())
 
-    def _compare(self, own: list[float]) -> str:
+    def _compare(self, own: list[float], images: list[float]) -> tuple[str, str] | None:
         store, rank = dist.distributed_c10d._get_default_store(), dist.get_rank()
         if not self._key:
             self._key = f"byol_wrap/{next(self._compared)}"
-            store.set(f"{self._key}/{rank}", json.dumps(own))
+            store.set(f"{self._key}/{rank}", json.dumps([own, images]))
         other = f"{self._key}/{int(rank == 0)}"
         if not store.check([other]):
-            return ""
-        self._sample, theirs = None, json.loads(store.get(other))
+            return None
+        self._sample, (theirs, others) = None, json.loads(store.get(other))
         if len(theirs) != len(own):
-            return ""
+            return None
         apart = math.dist(own, theirs) / max(math.hypot(*own), 1e-12)
-        return MESSAGE.format(dist.get_world_size(), AT, apart) if apart > APART else ""
+        if apart > APART:
+            return "apart", MESSAGE.format(dist.get_world_size(), AT, apart)
+        known, batch = _pictures(others), _pictures(images)
+        shared = len(known & batch)
+        if len(batch) < 2 or shared < SHARED * len(batch):
+            return None
+        return "shared", SHARED_MESSAGE.format(dist.get_world_size(), shared, len(batch), AT)
+
+
+def _pictures(marks: list[float]) -> set[tuple[float, float]]:
+    """What tells images apart: a mean and a spread of each."""
+    half = len(marks) // 2
+    return set(zip(marks[:half], marks[half:], strict=True))
 
 
 def _in_group() -> bool:

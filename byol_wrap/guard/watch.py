@@ -99,6 +99,7 @@ class Watch:
         Views that are given are images themselves.
         """
         self._no_grad.with_gradient()
+        self._weights.apart.saw(images)
         told = self._batches.told(images, view1, view2)
         if told and self._warned.isdisjoint(("alike", "flat", "images", "views")):
             self.warn(*told)

@@ -61,6 +61,6 @@ class WeightsWatch:
         yield "unscaled", self.weighed.told()
         yield "net", self.still.stands_still(learner, updates)
         yield "net", self.replaced.replaced(learner)
-        yield "apart", self.apart.apart(learner)
+        yield self.apart.apart(learner) or nothing
         yield self.jump.jumped(learner) or nothing
         yield "written", self.returns.told(learner)
