@@ -258,7 +258,7 @@ class Learner(Following):
     @outside_graph(recursive=True)
     def _end(self, loss: Tensor) -> Tensor:
         if torch.is_grad_enabled():
-            self._gate.trained()
+            self._gate.fed.trained()
             self._watch.lost(loss, self)
             check_gradients_come(self, self._ddp_params_and_buffers_to_ignore, loss)
         return loss

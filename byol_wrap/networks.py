@@ -178,11 +178,11 @@ class Wrapper(Checkpointed):
             check_more_than_one(images, type(self).__name__)
         view1, view2 = self._views(images) if view2 is None else (images, view2)
         if torch.is_grad_enabled():
-            self._gate.trains_on(fed, view1, in_eval_mode=not self.training)
+            self._gate.fed.begins(fed, view1, in_eval_mode=not self.training)
             if self._pretrained:
                 keep_statistics(self.net)
         if fed == "images":
-            self._gate.views(view1, self._views.normalize, self._watch.warn)
+            self._gate.views(images, view1, self._views, self._watch.warn)
         if self.representation is None:
             self._build(view1[:2])
         return view1, view2

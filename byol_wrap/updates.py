@@ -77,7 +77,11 @@ class Following(Wrapper):
     @property
     def fed(self) -> Tensor:
         """What training was fed, so that ``embed`` prepares likewise; a state keeps it."""
-        return torch.full((), self._gate.code, dtype=torch.long, device=self._place())
+        return torch.full((), self._gate.fed.code, dtype=torch.long, device=self._place())
+
+    @fed.setter
+    def fed(self, code: Tensor) -> None:
+        """Nothing: ``torch.func.functional_call`` puts a state's in its place for one call."""
 
     @property
     def tau(self) -> float:
@@ -243,8 +247,8 @@ class Following(Wrapper):
             self._watch.warn("nothing", nothing_fits(given))
         if any(name.startswith("target.") for name in given):
             self._start = None  # it says where the target is
-        if fed is not None:
-            self._gate.remember(int(fed))
+        if fed is not None and not getattr(fed, "is_meta", False):
+            self._gate.fed.remember(int(fed))
         if self._pace is not None:
             self._pace.read_anew(self._kept_count())
 
@@ -269,5 +273,4 @@ class Following(Wrapper):
         if self._pace is not None:
             self._pace.mend(self._kept_count())
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self._gate.was_fed_views:  # images are what a state without a word is of
-            destination[prefix + FED] = self.fed
+        destination[prefix + FED] = self.fed

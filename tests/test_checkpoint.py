@@ -408,7 +408,8 @@ def test_a_process_killed_while_saving_leaves_the_last_good_checkpoint(
         assert all((tensor == last).all() for tensor in saved["learner"].values())
         learner.load_state_dict(saved["learner"])
         loaded = learner.state_dict()
-        assert all((loaded[key] == last).all() for key in loaded if key != "fed")
+        del loaded["fed"]  # what was fed is none of the numbers that are written here
+        assert all((tensor == last).all() for tensor in loaded.values())
     learner.load_state_dict(make_method(name).state_dict())
     learner(torch.rand(8, 3, 32, 32)).backward()
 

@@ -773,7 +773,7 @@ def test_augment_module_and_views_are_no_part_of_the_learner_s_state():
     plain(images(4))
     learner(images(4))
     roots = {key.partition(".")[0] for key in plain.state_dict()}
-    assert roots == {"online", "predictor", "target", "step"}
+    assert roots == {"online", "predictor", "target", "step", "fed"}
     assert learner.state_dict().keys() == plain.state_dict().keys()
     assert augment not in set(learner.modules())
     assert not {id(p) for p in learner.parameters()} & {id(augment.weight)}

@@ -9,7 +9,7 @@ from torch.nn.parameter import is_lazy
 
 from byol_wrap.guard.settled import Settled
 
-FED = "fed"  # in a state what training was fed, and no tensor of the module; earlier ones lack it
+FED = "fed"  # in a state what training was fed, and no tensor of the module; it may be left out
 WAITS = "online.projector."  # names of what waits for the representation's size
 MEANING = "byol_wrap"  # in its metadata what its tensors were made for
 

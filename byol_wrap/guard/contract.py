@@ -1,13 +1,12 @@
 """The gate that all input passes: checked, looked at, and remembered how it was prepared."""
 
-import copy
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from byol_wrap.guard.feeding import Feeding
 from byol_wrap.guard.inputs import (
     check_batch,
     check_images,
@@ -38,11 +37,9 @@ class Gate:
         self._views_checked = 0
         self._flat = 0  # views in a row without a picture
         self._looks = 0
-        self._fed: dict[str, bool] = {}  # kinds, the latest last, and whether they were floats
-        self._now: tuple[str, bool, bool] | None = None  # what the loss that is computed is fed
-        self._fed_in_training = False
+        self._views_looked_at = 0
+        self.fed = Feeding()
         self.slopes: Sequence[float] | None = None  # by which the net scales what it is fed itself
-        self._original: weakref.ref[Gate] | None = None  # of which this is a copy
 
     def images(
         self,
@@ -83,11 +80,22 @@ class Gate:
                 warn("mask", MASK_MESSAGE)
                 self._views_checked = BATCHES_CHECKED  # which would say the same
 
-    def views(self, view1: Tensor, normalize: Any, warn: Callable[[str, str], None]) -> None:
+    def views(
+        self, images: Any, view1: Tensor, views: Any, warn: Callable[[str, str], None]
+    ) -> None:
         """Look at the first views as the networks get them: are there pictures on them?
 
-        ``normalize`` has the ``std`` that they were divided by; None for nothing.
+        Args:
+            images: that they were made of.
+            view1: the first ones.
+            views: what made them: its ``normalize`` has the ``std`` that they were divided by,
+                None for nothing; what ``may_prepare`` may have done more to them.
+            warn: gives a warning about a subject, once.
         """
+        normalize = views.normalize
+        if views.may_prepare and self._views_looked_at < BATCHES_CHECKED:
+            self._views_looked_at += 1
+            self.fed.look(images, view1, normalize)
         if self._views_checked >= BATCHES_CHECKED or view1.ndim < 3:
             return
         self._views_checked += 1
@@ -112,10 +120,12 @@ class Gate:
         Raises:
             TypeError: it cannot have been prepared as those were.
         """
-        fed = self._known()
+        fed = self.fed.kinds
         if len(fed) == 2:
             warn("fed", BOTH_MESSAGE)
         if not fed or next(reversed(fed)) == "images":
+            if self.fed.is_prepared:
+                warn("prepared", PREPARED_MESSAGE)
             return False
         if isinstance(batch, Tensor) and not batch.is_floating_point() and fed["views"]:
             raise TypeError(
@@ -124,55 +134,6 @@ class Gate:
                 "prepared=False) to normalise images."
             )
         return True
-
-    @property
-    def code(self) -> int:
-        """For a checkpoint: 0 nothing yet, 1 images, 2 views of floats as they are, 3 others."""
-        kind, floats = next(reversed(self._known().items()), (None, True))
-        return 0 if kind is None else 1 if kind == "images" else 2 if floats else 3
-
-    @property
-    def was_fed_views(self) -> bool:
-        """Whether training was last on two views as they are."""
-        return self.code > 1
-
-    def remember(self, code: int) -> None:
-        """Take over what a checkpoint says."""
-        kinds = {1: {"images": True}, 2: {"views": True}, 3: {"views": False}}
-        self._fed, self._fed_in_training, self._original = dict(kinds.get(code, {})), False, None
-
-    def _known(self) -> dict[str, bool]:
-        """What this was fed, or its original, where a copy such as an average never was."""
-        original = None if self._original is None else self._original()
-        return self._fed if self._fed or original is None else original._known()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_original": None}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Gate":
-        copied = copy.copy(self)
-        copied._fed, copied._original = dict(self._fed), weakref.ref(self)
-        return copied
-
-    def trains_on(self, kind: str, batch: Tensor, *, in_eval_mode: bool) -> None:
-        """Note what a loss with gradient is fed: "images", or "views" as they are.
-
-        In eval mode it may be a validation: the latest counts, until there is one of training.
-        """
-        self._now = kind, batch.is_floating_point(), in_eval_mode
-
-    def trained(self) -> None:
-        """Remember what was noted: there is a loss."""
-        if self._now is None:
-            return
-        (kind, floats, in_eval_mode), self._now = self._now, None
-        if in_eval_mode and self._fed_in_training:
-            return
-        if not self._fed_in_training:
-            self._fed.clear()
-        self._fed_in_training = not in_eval_mode
-        self._fed.pop(kind, None)
-        self._fed[kind] = floats
 
     def batch(self, batch: Tensor, device: torch.device) -> None:
         """Check a batch of any shape that is fed as it is; see ``check_batch``."""
@@ -203,6 +164,13 @@ def share_outside(images: Tensor) -> float:
 BOTH_MESSAGE = (
     "This learner was trained on images and on two views that were fed as they are. What it embeds "
     "is taken as the latest of them: say which by learner.embed(images, prepared=False or True)."
+)
+
+PREPARED_MESSAGE = (
+    "augment_fn gives views whose values are no pixels in [0, 1], though the images' are: it "
+    "seems to normalise or scale them, which images to embed do not go through. Take that out of "
+    "augment_fn and give mean= and std=, or embed what is prepared likewise with prepared=True; "
+    "prepared=False says that pixels are meant."
 )
 
 MASK_MESSAGE = (

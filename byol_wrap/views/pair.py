@@ -81,6 +81,12 @@ class Views:
         name = next(filter(None, map(draws_once, self._given)), "")
         return name and ONCE_MESSAGE.format(name)
 
+    @property
+    def may_prepare(self) -> bool:
+        """Whether the first pipeline is not known to give pixels, nor to normalise them."""
+        first = self._given[0]
+        return not (first is None or is_random_view(first) or self.normalizes_itself)
+
     @cached_property
     def normalizes_itself(self) -> bool:
         """Whether the first pipeline ends its views in a way that images to embed do not get."""
