@@ -2,7 +2,6 @@
 
 import copy
 import math
-import weakref
 from collections.abc import Collection
 from operator import index as as_index
 from typing import Any
@@ -75,7 +74,7 @@ class Pace:
         self.base, self.total_steps = base, total_steps
         self.updates: int | None = 0
         self._was_read = False
-        self._original: weakref.ref[Pace] | None = None  # of which this is a copy
+        self._original: Pace | None = None  # of which this is a copy, and which it may outlive
         self._version = 0  # of the buffer, as this has left it
 
     @property
@@ -136,8 +135,7 @@ class Pace:
             return
         self._was_read, stored = True, int(step)
         if stored != self.updates or self._version != _version(step):
-            original = None if self._original is None else self._original()
-            known = 0 if original is None else original.updates or 0
+            known = 0 if self._original is None else self._original.updates or 0
             self.updates = max(stored, known, self.updates or 0)
             step.fill_(self.updates)
             self.left(step)
@@ -157,12 +155,9 @@ class Pace:
         self.left(step)
         self.mend(step)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_original": None}
-
     def __deepcopy__(self, memo: dict[int, Any]) -> "Pace":
         copied = copy.copy(self)
-        copied._original = weakref.ref(self)
+        copied._original = self
         return copied
 
 

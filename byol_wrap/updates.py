@@ -230,6 +230,8 @@ class Following(Wrapper):
 
     def __getstate__(self) -> dict[str, Any]:
         self._catch_up()
+        if self._pace is not None:
+            self._pace.mend(self._kept_count())  # a copy's original is what this is now
         return vars(self)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Following":

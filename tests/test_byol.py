@@ -364,7 +364,7 @@ def test_images_of_another_size_fit_heads_that_pool() -> None:
 
 def test_state_holds_both_networks_heads_and_step_and_each_key_once() -> None:
     keys = list(make().state_dict())
-    assert {k.split(".")[0] for k in keys} == {"step", "online", "predictor", "target"}
+    assert {k.split(".")[0] for k in keys} == {"step", "online", "predictor", "target", "fed"}
     assert {k.split(".")[1] for k in keys if k.startswith("online")} == {"net", "projector"}
     assert not any(k.startswith("net.") for k in keys)
     full = [t.data_ptr() for t in make().state_dict().values() if t.numel()]

@@ -1,7 +1,9 @@
 """What training was fed is remembered: by what is embedded, by averages, copies and states."""
 
 import copy
+import gc
 import pickle
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,10 +13,11 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as TF
 from kornia import augmentation
-from methods import PAPERS, make
+from methods import PAPERS, WITH_TARGET, make
 from torch import Tensor, nn
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torch.optim.swa_utils import AveragedModel
 from torchvision.transforms import InterpolationMode, v2
 
 from byol_wrap import BYOL, VIEW1, Learner, RandomView, extract_features
@@ -166,3 +169,31 @@ def test_what_was_fed_is_no_hindrance_to_those_who_use_a_state() -> None:
     assert torch.equal(learner.embed(batch), learner.embed(batch, prepared=True))
     learner.load_state_dict(fresh.state_dict())  # of which nothing is known
     assert torch.equal(learner.embed(batch), learner.embed(batch, prepared=False))
+
+
+# Averages that outlive their learner
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_an_average_outlives_its_learner_with_all_that_it_knew(name: str) -> None:
+    batch = photographs()
+
+    def pretrain() -> AveragedModel:
+        learner = make(name, 16)
+        averaged = AveragedModel(learner, use_buffers=True)
+        for _ in range(3):
+            train(learner, batch, batch.flip(3))
+            averaged.update_parameters(learner)
+        gone.append(weakref.ref(learner))
+        return averaged
+
+    gone: list[weakref.ref[Learner]] = []
+    averaged = pretrain()
+    gc.collect()
+    assert gone[0]() is None
+    sent = pickle.loads(pickle.dumps(averaged))
+    for kept in (averaged, copy.deepcopy(averaged), sent, copy.deepcopy(sent)):
+        expected = kept.module.embed(batch, prepared=True)
+        assert torch.equal(kept.module.embed(batch), expected)
+        if name in WITH_TARGET:
+            assert kept.module.state_dict()["step"] == kept.module.step == 3
