@@ -113,7 +113,7 @@ class Learner(Following):
     # The method
 
     def loss(self, view1: Tensor, view2: Tensor) -> Tensor:
-        """The loss of two views of a batch: what a method is."""
+        """The loss of two views: what a method is. A direct call is not what ``embed`` goes by."""
         raise NotImplementedError(f"{type(self).__name__} should define loss(view1, view2).")
 
     def directions(self, view1: Tensor, view2: Tensor) -> Iterator[Tensor]:

@@ -144,11 +144,7 @@ class Following(Wrapper):
         optimizer = innermost(optimizer)
         trained = check_trains(optimizer, self)
         if self._attachment.optimizer not in (None, optimizer):
-            self._watch.warn(
-                "moved",
-                "The learner was attached to another optimizer, whose steps no longer move the "
-                "target: those of the one that is given now do.",
-            )
+            self._watch.moved()
         self._watch.attached(self, trained)
         return self._attachment.attach(optimizer, self._update)
 

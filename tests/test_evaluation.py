@@ -758,6 +758,32 @@ def test_labels_may_be_class_names(evaluate, kind):
 
 
 @pytest.mark.parametrize("evaluate", EVALUATIONS)
+def test_classes_of_which_none_is_common_are_refused(evaluate):
+    x, y, test_x, test_y = clusters()
+    wrong = (
+        "in common: the former are 0, 1, 2, 3, the latter 4, 5, 6, 7",
+        "are 'train/0', 'train/1', 'train/2', .* 'val/0'",
+        r"the latter 100, 101, 102, 103, 104 and \d+ more",
+    )
+    parts = ("train", y), ("val", test_y)
+    named = [[f"{part}/{k}" for k in labels.tolist()] for part, labels in parts]
+    pairs = (y, test_y + 4), named, (y, 100 + torch.arange(len(test_y)))
+    for message, (train, test) in zip(wrong, pairs, strict=True):
+        with pytest.raises(ValueError, match=message):
+            evaluate(x, train, test_x, test)
+
+
+@pytest.mark.parametrize("evaluate", EVALUATIONS)
+def test_labels_that_are_a_matrix_are_told_how_to_be_a_vector(evaluate):
+    x, y, test_x, test_y = clusters()
+    with pytest.raises(ValueError, match=r"\(120, 1\); of the labels take labels.squeeze\(1\)"):
+        evaluate(x, y[:, None], test_x, test_y)
+    one_hot = torch.nn.functional.one_hot(test_y)
+    with pytest.raises(ValueError, match=r"labels.argmax\(1\), if they are one-hot"):
+        evaluate(x, y, test_x, one_hot)
+
+
+@pytest.mark.parametrize("evaluate", EVALUATIONS)
 def test_names_beside_numbers_are_refused(evaluate):
     x, y, test_x, test_y = clusters()
     with pytest.raises(TypeError, match="names in one of train and test"):
@@ -867,6 +893,38 @@ def test_first_of_several_views_is_taken_with_a_word(nested):
         features, labels = extract_features(learner, [batch])
     torch.testing.assert_close(features, learner.embed(pixels()))
     assert (labels is not None) == nested
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"fine_label": torch.arange(10), "coarse_label": torch.arange(10)},
+        {"species": ["auk", "owl"] * 5},
+        {"digit": np.arange(10)},
+    ],
+)
+def test_what_may_be_labels_under_another_name_is_told(others):
+    named = f"would be called label, .*{next(iter(others))!r}: "
+    with pytest.warns(UserWarning, match=named) as told:
+        _, labels = extract_features(wrapped(), [{"img": pixels(), **others}])
+    assert labels is None
+    assert told[0].filename == __file__
+    others = {"path": ["x"] * 10, "image_id": torch.arange(10), "width": 16.0}
+    assert extract_features(wrapped(), [{"img": pixels(), **others}])[1] is None
+    extract_features(wrapped(), [{"img": pixels(), "label": torch.arange(10), "digit": [1] * 10}])
+
+
+def test_labels_behind_views_are_taken():
+    batch = (pixels(), pixels().flip(3), torch.arange(10))
+    with pytest.warns(UserWarning, match="2 views of each image"):
+        _, labels = extract_features(wrapped(), [batch])
+    assert labels.tolist() == list(range(10))
+
+
+@pytest.mark.parametrize("model", [None, "resnet18", len])
+def test_what_is_no_net_is_refused(model):
+    with pytest.raises(TypeError, match=r"a learner or an nn\.Module, got .*the learner itself"):
+        extract_features(model, [pixels()])
 
 
 def test_class_names_come_as_a_list():

@@ -468,6 +468,21 @@ def test_net_with_lazy_layers_is_refused(layer):
         BYOL(nn.Sequential(nn.Conv2d(3, 4, 3), layer), 16)
 
 
+PARTS = {
+    "the online network": lambda learner: learner.online,
+    "the target": lambda learner: learner.target,
+    "the target in a net": lambda learner: nn.Sequential(nn.Identity(), learner.target),
+    "a net that holds the learner": lambda learner: nn.ModuleList([learner]),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_network_of_a_learner_is_refused(part):
+    learner = BYOL(small_net(), 16)
+    with pytest.raises(TypeError, match=r"wrap the backbone itself, BYOL\(learner.net\)"):
+        BYOL(PARTS[part](learner), 16)
+
+
 def test_net_without_parameters_is_refused():
     with pytest.raises(ValueError, match="Flatten has no parameter to train"):
         BYOL(nn.Flatten(), 16)

@@ -247,6 +247,20 @@ class Trains(nn.Module):
         return self.model(x)
 
 
+class Fits(nn.Module):
+    """A net with a training of its own under the name of what sets a mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 6, 3), nn.Linear(6, 5)
+
+    def train(self, epochs: int, data: Any) -> Any:  # type: ignore[override]
+        raise AssertionError("a training was started")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(x).mean((2, 3)))
+
+
 class Estimator:
     """An object with a net in it, that is no module."""
 
@@ -266,6 +280,12 @@ class Estimator:
 def test_what_holds_a_net_is_refused_with_the_way_to_it(name: str, net: Any, path: str) -> None:
     with pytest.raises(TypeError, match=rf"{name}\({path}\)"):
         METHODS[name](net, 32)
+
+
+@pytest.mark.parametrize("net", [Fits(), nn.Sequential(Fits())])
+def test_a_net_that_trains_itself_is_told_to_call_it_otherwise(net: nn.Module) -> None:
+    with pytest.raises(TypeError, match=r"Fits.train\(epochs.*another name, such as fit"):
+        METHODS["BYOL"](net, 32)
 
 
 class Packed(Tensor):
@@ -520,17 +540,18 @@ def test_attach_finds_the_optimizer_in_its_wrapper(wrap: Callable[[Optimizer], A
 @pytest.mark.parametrize("name", PAPERS)
 def test_attach_moves_to_another_optimizer_with_a_word(name: str) -> None:
     learner = make(name)
-    first, second = (SGD(learner.parameters(), lr=0.1) for _ in range(2))
+    first, second, third = (SGD(learner.parameters(), lr=0.1) for _ in range(3))
     learner.attach(first)
-    with pytest.warns(UserWarning, match="was attached to another optimizer") as said:
-        learner.attach(second)
-    learner.attach(second)
-    assert len(said) == 1
+    for other in (second, third, second):  # each time
+        with pytest.warns(UserWarning, match="was attached to another optimizer") as said:
+            learner.attach(other)
+        learner.attach(other)
+        assert len(said) == 1
     assert learner._attachment.optimizer is second
     if name in WITH_TARGET:
         assert steps(learner, first, Tensor.backward) == 0
         assert steps(learner, second, Tensor.backward) == 3
-    del second, said
+    del second, third, other, said
     gc.collect()
     learner.attach(first)  # the other is gone, as it is where a cell is run again
 

@@ -146,10 +146,15 @@ def check_net(net: nn.Module, method: str = "BYOL") -> None:
     Raises:
         TypeError: not a module, or one that cannot be read or trained: a DDP or DataParallel
             wrapper, a compiled or quantised module, one with lazy parameters that have no size yet,
-            one whose ``train`` is no mode.
+            one whose ``train`` is no mode, one that holds a learner or a network of one.
         ValueError: nothing in it can be trained.
     """
     check_module(net, method)
+    if any(isinstance(module, Encoder) for module in net.modules()):
+        raise TypeError(
+            f"{type(net).__name__} is or holds a network of a learner, which ends in a projector: "
+            f"wrap the backbone itself, {method}(learner.net)."
+        )
     if isinstance(net, nn.parallel.DistributedDataParallel | nn.DataParallel):
         raise TypeError(
             f"net is wrapped in {type(net).__name__}, which must see the learner's whole forward: "

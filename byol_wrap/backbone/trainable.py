@@ -26,10 +26,13 @@ def check_module(net: Any, method: str) -> None:
             inner = _inner(module)
             if inner is not None:
                 path = ".".join(part for part in ("net", name, inner) if part)
+                way = f"Wrap the net in it: {method}({path})."
+                if not _holds_all(module, inner):
+                    way = "Give that method another name, such as fit, and keep nn.Module's train."
                 raise TypeError(
                     f"{type(module).__name__}.train{inspect.signature(module.train)} is not that "
-                    "of an nn.Module, which sets a mode, and may start a training of its own. Wrap "
-                    f"the net in it: {method}({path})."
+                    "of an nn.Module, which sets a mode, and may start a training of its own. "
+                    f"{way}"
                 )
 
 
@@ -51,6 +54,12 @@ def _inner(holder: Any) -> str | None:
     parts = {**getattr(holder, "__dict__", {}), **getattr(holder, "_modules", {})}
     names = [name for name, part in parts.items() if isinstance(part, nn.Module)]
     return min(names, key=lambda name: name != "model", default=None)
+
+
+def _holds_all(module: nn.Module, inner: str) -> bool:
+    """Whether a module has no parameters but those of the one that it holds under a name."""
+    within = {id(parameter) for parameter in getattr(module, inner).parameters()}
+    return all(id(parameter) in within for parameter in module.parameters())
 
 
 def _switches(train: Any) -> bool:

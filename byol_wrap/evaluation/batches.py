@@ -9,6 +9,20 @@ from torch import Tensor
 
 IMAGES = ("image", "images", "pixel_values", "img", "imgs", "x", "input", "inputs")
 LABELS = ("label", "labels", "target", "targets", "y", "class")
+# Parts of names of what may look like labels and is none.
+NO_LABELS = {
+    "id",
+    "ids",
+    "idx",
+    "index",
+    "indices",
+    "path",
+    "paths",
+    "file",
+    "filename",
+    "url",
+    "key",
+}
 
 Labels = Tensor | list[str]
 
@@ -19,7 +33,8 @@ def read_batch(batch: Any) -> tuple[list[Tensor], Labels | None]:
     Args:
         batch: images; (images, labels, ...); or a mapping that names them by one of ``IMAGES`` and
             of ``LABELS``. Images are a tensor or numpy array (B, ...), a list of (C, H, W), or a
-            list of several views, of which the first is taken, with a warning.
+            list of several views, of which the first is taken, with a warning. So it is said where
+            a mapping may have labels under another name, which are left out.
 
     Returns:
         The images as batches, several where they differ in size; and the labels, if any.
@@ -29,10 +44,13 @@ def read_batch(batch: Any) -> tuple[list[Tensor], Labels | None]:
     """
     if isinstance(batch, Mapping):
         images, labels = _named(batch, IMAGES), _named(batch, LABELS, needed=False)
+        if labels is None:
+            _tell_of_others(batch, images)
     elif isinstance(batch, tuple | list) and batch and not _is_list_of_images(batch):
         images, labels = batch[0], batch[1] if len(batch) > 1 else None
         if _are_views(batch):
-            images, labels = batch, None
+            images = [part for part in batch if _are_views((batch[0], part))]
+            labels = next((p for p in batch[2:] if _may_be_labels(p, len(batch[0]))), None)
     else:
         images, labels = batch, None
     parts = _images(images)
@@ -88,6 +106,35 @@ def _named(batch: Mapping[Any, Any], names: tuple[str, ...], *, needed: bool = T
     return batch[found[0]] if found else None
 
 
+def _tell_of_others(batch: Mapping[Any, Any], images: Any) -> None:
+    """Warn of what a batch may have as labels, under a name that is not known."""
+    count = len(images) if hasattr(images, "__len__") else 0
+    others = {
+        key: value
+        for key, value in batch.items()
+        if _may_be_labels(value, count) and NO_LABELS.isdisjoint(str(key).lower().split("_"))
+    }
+    if others:
+        warnings.warn(
+            f"No labels are taken from the batches: they would be called {', '.join(LABELS)}. A "
+            f"batch holds {describe(others)}: if that is what they are, let the loader yield "
+            "(images, labels).",
+            UserWarning,
+            stacklevel=6,
+        )
+
+
+def _may_be_labels(value: Any, count: int) -> bool:
+    """Whether it is a whole number or a name for each of so many images."""
+    try:
+        labels = as_labels(value)
+    except TypeError:
+        return False
+    if isinstance(labels, Tensor) and (labels.ndim != 1 or labels.is_floating_point()):
+        return False
+    return len(labels) == count
+
+
 def _array(value: Any) -> Tensor | None:
     if isinstance(value, Tensor):
         return value
@@ -127,7 +174,7 @@ def _images(images: Any) -> list[Tensor]:
                     f"The loader yields {len(images)} views of each image: features are those of "
                     "the first. Figures that can be compared need the images as they are.",
                     UserWarning,
-                    stacklevel=5,
+                    stacklevel=6,
                 )
             return _images(images[0])
     array = _array(images)

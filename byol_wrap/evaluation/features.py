@@ -31,7 +31,8 @@ def extract_features(
             ``torch.compile``. Training flags are put back.
         loader: yields images, (images, labels, ...) or a mapping of both, images being (B, C, H, W)
             as a tensor or numpy array, or a list of (C, H, W). Of several views the first is taken,
-            with a warning. A data set is loaded in batches of 64.
+            with a warning; a mapping's labels are left out under unusual names, with another. A
+            data set is loaded in batches of 64.
         device: where features and labels are gathered; None for the model's device.
 
     Returns:
@@ -41,7 +42,8 @@ def extract_features(
     Raises:
         ValueError: the loader yields nothing, or labels for some batches only; the model returns
             something else than one row an image.
-        TypeError: the model returns something else than a tensor; a batch cannot be understood.
+        TypeError: the model is no module, or returns something else than a tensor; a batch cannot
+            be understood.
     """
     (features,), labels = gather([reader(model)], loader, device)
     return features, labels
@@ -77,6 +79,11 @@ def reader(model: nn.Module) -> Reader:
     inner = unwrapped(model)
     if is_learner(inner):
         return Reader(inner, inner.embed)
+    if not isinstance(inner, nn.Module):
+        raise TypeError(
+            f"The model should be a learner or an nn.Module, got {type(inner).__name__}; of a "
+            "learner give the learner itself."
+        )
     model = inner if isinstance(model, nn.parallel.DistributedDataParallel) else model
     return Reader(model, lambda x: model(x.float() / 255 if x.dtype == torch.uint8 else x))
 

@@ -15,6 +15,10 @@ def check_task(
     """Check features and labels; give the classes, and both labels as indices into them.
 
     A test label that no training label has gives -1, which no prediction equals.
+
+    Raises:
+        ValueError: shapes that do not match, NaN or infinity, labels that are no whole numbers, or
+            not one class that both have.
     """
     device, whole = train_features.device, []
     train, test = numbered(train_labels, test_labels)
@@ -25,7 +29,8 @@ def check_task(
         if features.ndim != 2 or labels.shape != features.shape[:1] or features.numel() == 0:
             raise ValueError(
                 f"{name}_features should be (N, D) and {name}_labels (N,) with N and D at least "
-                f"1, got {tuple(features.shape)} and {tuple(labels.shape)}."
+                f"1, got {tuple(features.shape)} and {tuple(labels.shape)}"
+                f"{_way_to_classes(labels)}."
             )
         if not torch.stack(features.aminmax()).isfinite().all():  # makes no tensor of their size
             raise ValueError(f"{name}_features hold NaN or infinity.")
@@ -43,7 +48,26 @@ def check_task(
     classes, targets = whole[0].unique(return_inverse=True)
     index = torch.searchsorted(classes, whole[1]).clamp(max=len(classes) - 1)
     truth = torch.where(classes[index] == whole[1], index, -1)
+    if not (truth >= 0).any():
+        raise ValueError(
+            "train_labels and test_labels have no class in common: the former are "
+            f"{_names(train_labels)}, the latter {_names(test_labels)}."
+        )
     return classes, targets, truth
+
+
+def _way_to_classes(labels: Tensor) -> str:
+    """What makes labels (N,) of a matrix, for the end of a message; "" where nothing does."""
+    if labels.ndim != 2:
+        return ""
+    way = "squeeze(1)" if labels.shape[1] == 1 else "argmax(1), if they are one-hot"
+    return f"; of the labels take labels.{way}"
+
+
+def _names(labels: Labels) -> str:
+    given = as_labels(labels)
+    names = sorted(set(given.tolist() if isinstance(given, Tensor) else given))
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if names[5:] else "")
 
 
 def numbered(train_labels: Labels, test_labels: Labels) -> tuple[Tensor, Tensor]:

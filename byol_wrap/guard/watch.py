@@ -26,6 +26,11 @@ STEPS_WITHOUT_UPDATE = 100  # after how many a learner says that its target stan
 WHEN_ATTACHED = 20  # times as many, since an attached optimizer may add up many batches to a step
 TOO_LONG = 1.1, 10  # times total_steps, and steps: more than a run that was miscounted a little
 
+MOVED_MESSAGE = (
+    "The learner was attached to another optimizer, whose steps no longer move the target: those "
+    "of the one that is given now do."
+)
+
 
 class Watch:
     """Counts a learner's training steps and updates, and looks at what comes out of them.
@@ -208,6 +213,10 @@ class Watch:
         """The user has said that the optimizer has stepped."""
         if not self._no_grad.losses and (too_often := self._pacing.too_often(learner)):
             self.warn("pacing", too_often)
+
+    def moved(self) -> None:
+        """It was attached to another optimizer before, which is told as often as it happens."""
+        warn(MOVED_MESSAGE)
 
     def attached(self, learner: nn.Module, trained: Set[int]) -> None:
         """An optimizer is to move the target, and trains the parameters of these ids."""
