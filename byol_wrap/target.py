@@ -22,8 +22,7 @@ class Target(Encoder):
 
     Attributes:
         behind: names of those parameters of the net that are only reached behind the
-            representation. They are the online network's own, so that they cost no memory; a state
-            has nothing for them.
+            representation. They are the online network's own, so that they cost no memory.
     """
 
     def __init__(self, online: Encoder) -> None:
@@ -54,11 +53,14 @@ class Target(Encoder):
                 own.data = theirs.data
 
     def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> Any:
-        """As ``nn.Module.state_dict``; what is shared is empty in it."""
+        """As ``nn.Module.state_dict``; of what is shared a copy: safetensors want no shared memory.
+
+        States of earlier versions have nothing for it, and are loaded as well.
+        """
         state = super().state_dict(*args, prefix=prefix, **kwargs)
-        for name in self.behind:
-            value = state[f"{prefix}net.{name}"]
-            state[f"{prefix}net.{name}"] = torch.empty(0, dtype=value.dtype, device=value.device)
+        if not kwargs.get("keep_vars"):
+            for key in {f"{prefix}net.{name}" for name in self.behind} & state.keys():
+                state[key] = state[key].clone()
         return state
 
     def load_state_dict(
