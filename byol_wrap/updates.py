@@ -149,6 +149,7 @@ class Following(Wrapper):
         return self._attachment.attach(optimizer, self._update)
 
     def _two_views(self, images: Any, view2: Tensor | None) -> tuple[Tensor, Tensor]:
+        check_not_captured()
         again = is_in_backward()
         if again and self._moves_on and self._has_run:
             raise RuntimeError(f"{type(self).__name__} {NOT_AGAIN}")
