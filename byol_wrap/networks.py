@@ -168,7 +168,6 @@ class Wrapper(Checkpointed):
                 "nn.DataParallel runs copies of a learner that share its hooks: use "
                 "torch.nn.parallel.DistributedDataParallel(learner)."
             )
-        check_not_captured()
         fed = "images" if view2 is None else "views"
         if view2 is None:
             self._check_images(images)

@@ -22,15 +22,26 @@ class Target(Encoder):
 
     Attributes:
         behind: names of those parameters of the net that are only reached behind the
-            representation. They are the online network's own, so that they cost no memory; a state
-            has nothing for them.
+            representation. They are the online network's own, so that they cost no memory.
     """
 
     def __init__(self, online: Encoder) -> None:
         super().__init__(copy_net(online.net), copy.deepcopy(online.projector))
         self.behind: frozenset[str] = frozenset()
+        self._loads = Loads()
+        self._loads.watch(self.net, self.projector)
         freeze(self)
         at_least_float32(self)
+
+    @property
+    def shared(self) -> set[str]:
+        """Names of its parameters that are the online network's own."""
+        return {f"net.{name}" for name in self.behind}
+
+    @property
+    def was_loaded(self) -> bool:
+        """Whether a state was loaded into it, which says where it is."""
+        return self._loads.any
 
     @torch.no_grad()
     def project(self, view: Tensor) -> Tensor:
@@ -40,7 +51,7 @@ class Target(Encoder):
 
     def follow(self, online: Encoder, decay: float | Tensor) -> None:
         """Move towards the online network; see ``update_average``."""
-        update_average(self, online, decay, leave={f"net.{name}" for name in self.behind})
+        update_average(self, online, decay, leave=self.shared)
 
     def share(self, online: Encoder, behind: Iterable[str]) -> None:
         """Hold the online network's values where the target has no use for its own.
@@ -54,11 +65,14 @@ class Target(Encoder):
                 own.data = theirs.data
 
     def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> Any:
-        """As ``nn.Module.state_dict``; what is shared is empty in it."""
+        """As ``nn.Module.state_dict``; of what is shared a copy: safetensors want no shared memory.
+
+        States of earlier versions have nothing for it, and are loaded as well.
+        """
         state = super().state_dict(*args, prefix=prefix, **kwargs)
-        for name in self.behind:
-            value = state[f"{prefix}net.{name}"]
-            state[f"{prefix}net.{name}"] = torch.empty(0, dtype=value.dtype, device=value.device)
+        if not kwargs.get("keep_vars"):
+            for key in {prefix + name for name in self.shared} & state.keys():
+                state[key] = state[key].clone()
         return state
 
     def load_state_dict(
@@ -75,7 +89,7 @@ class Target(Encoder):
         Names, under ``prefix``, and the values that stay.
         """
         own = self.net.state_dict(prefix=f"{prefix}net.")
-        left = {f"{prefix}net.{name}" for name in self.behind}
+        left = {prefix + name for name in self.shared}
         if self.representation is None:
             left |= {name for name in own if name in given and _is_empty(given[name])}
         return {name: own[name] for name in left if name in given}
@@ -106,7 +120,29 @@ class Target(Encoder):
         """Take over a projector whose size has been found."""
         training = self.projector.training  # embed builds in eval mode
         self.projector = copy.deepcopy(projector).train(training)
+        self._loads.watch(self.projector)
         freeze(self.projector)
+
+
+class Loads:
+    """Notices that a state is loaded into a module, also as a part of another.
+
+    Attributes:
+        any: whether one was.
+    """
+
+    def __init__(self) -> None:
+        self.any = False
+
+    def watch(self, *modules: nn.Module) -> None:
+        """Notice what is loaded into these, but for scripted ones, which take no hooks."""
+        for module in modules:
+            if not isinstance(module, torch.jit.ScriptModule):
+                module._register_load_state_dict_pre_hook(self)
+
+    def __call__(self, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+        """A state, or a part of it for other modules, is loaded."""
+        self.any |= any(name.startswith(prefix) for name in state)
 
 
 def _is_empty(value: object) -> bool:

@@ -48,7 +48,7 @@ class Following(Wrapper):
         self._pace = pace
         self._attachment = Attachment()
         if pace is not None:
-            self._start = self._as_it_starts()
+            self._start = Start(self.online, self.target, self.target.shared)
             self._watch.wrapped(self.net)
         own = [(n, p) for n, p in self.named_parameters() if not n.startswith("online.net.")]
         if once := self._views.drawing_once:
@@ -149,10 +149,11 @@ class Following(Wrapper):
         return self._attachment.attach(optimizer, self._update)
 
     def _two_views(self, images: Any, view2: Tensor | None) -> tuple[Tensor, Tensor]:
+        check_not_captured()
         again = is_in_backward()
         if again and self._moves_on and self._has_run:
             raise RuntimeError(f"{type(self).__name__} {NOT_AGAIN}")
-        self._catch_up()
+        self._catch_up(trains=torch.is_grad_enabled())
         with bytes_explained(images, view2) as are_bytes:
             views = super()._two_views(images, view2)
             if are_bytes and not self._takes_bytes:
@@ -178,20 +179,18 @@ class Following(Wrapper):
         for name in self._fixed:
             self.get_parameter(name).requires_grad = False
 
-    def _catch_up(self) -> None:
-        """Before training begins the target is what the online network is."""
-        if self._start is not None:
-            self._start.catch_up(self.online, self.target)
-
-    def _as_it_starts(self) -> Start:
-        shared = {f"net.{name}" for name in self.target.behind}
-        return Start(self.online, self.target, shared)
+    def _catch_up(self, *, trains: bool = False) -> None:
+        """Before training begins the target is what the online network is, or what was loaded."""
+        if self._start is not None and self._pace is not None and not self.target.was_loaded:
+            from_both = trains or not self._pace.is_of_copy
+            self._start.catch_up(self.online, self.target, from_both=from_both)
 
     def _build(self, sample: Tensor) -> None:
         self._catch_up()
         super()._build(sample)
         if self._start is not None:
-            self._start = self._as_it_starts()  # heads have their sizes now
+            # Heads have their sizes now.
+            self._start.look(self.online, self.target, self.target.shared)
         self._is_meant(self._saved_meaning or {})
 
     @torch.no_grad()
@@ -222,7 +221,7 @@ class Following(Wrapper):
         if self._pace is not None:
             self._pace.left(self._kept_count())
         if self._start is not None:
-            self._start = self._as_it_starts()
+            self._start = Start(self.online, self.target, self.target.shared)
 
     def __getstate__(self) -> dict[str, Any]:
         self._catch_up()
@@ -234,7 +233,7 @@ class Following(Wrapper):
         self._catch_up()
         super()._apply(fn, recurse)
         if self._start is not None:
-            self._start = self._as_it_starts()
+            self._start.look(self.online, self.target, self.target.shared)
         if self._pace is not None:
             self._pace.left(self._kept_count())  # which may be another now
         return self

@@ -321,8 +321,42 @@ def dynamic() -> nn.Module:
     return net
 
 
+class InWholeNumbers(nn.Module):
+    """A Linear as quantisation libraries keep one: its weight is a buffer, or asks for nothing."""
+
+    def __init__(self, dtype: torch.dtype, as_buffer: bool) -> None:
+        super().__init__()
+        bounds = torch.iinfo(dtype)
+        packed = torch.randint(bounds.min, bounds.max, (6, 6), dtype=torch.long).to(dtype)
+        self.register_buffer("scales", torch.rand(6, 1) / bounds.max)
+        if as_buffer:
+            self.register_buffer("packed", packed)
+        else:
+            self.packed = nn.Parameter(packed, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.packed * self.scales).T
+
+
+def layers_in(dtype: torch.dtype, as_buffer: bool) -> Callable[[], nn.Module]:
+    """One such layer in a net of far more floats."""
+    return lambda: nn.Sequential(conv_net(6), InWholeNumbers(dtype, as_buffer), nn.Linear(6, 5))
+
+
 @pytest.mark.filterwarnings("ignore:.*quantize_per_tensor.* are deprecated")
-@pytest.mark.parametrize("build", [packed, whole_numbers, dynamic])
+@pytest.mark.parametrize(
+    "build",
+    [
+        *(
+            packed,
+            whole_numbers,
+            dynamic,
+            layers_in(torch.int8, False),
+            layers_in(torch.int8, True),
+        ),
+        *(layers_in(torch.uint8, True), layers_in(torch.int32, True)),
+    ],
+)
 @pytest.mark.parametrize("name", PAPERS)
 def test_quantised_nets_are_refused(name: str, build: Callable[[], nn.Module]) -> None:
     with pytest.raises(
@@ -331,11 +365,38 @@ def test_quantised_nets_are_refused(name: str, build: Callable[[], nn.Module]) -
         METHODS[name](build(), 32)
 
 
-def test_adapters_beside_frozen_whole_numbers_are_no_mistake() -> None:
-    net = whole_numbers()
-    net[0].requires_grad_(False)  # type: ignore[operator]
+@pytest.mark.parametrize("build", [whole_numbers, layers_in(torch.int8, True)])
+def test_adapters_beside_frozen_whole_numbers_are_no_mistake(
+    build: Callable[[], nn.Module],
+) -> None:
+    net = build()
+    next(net.parameters()).requires_grad_(False)
     learner = METHODS["BYOL"](net, 32)
     learner(images()).backward()
+
+
+class WithIndices(nn.Module):
+    """Whole numbers that are no weights, many more than its floats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(300))
+        self.register_buffer("floor", torch.tensor(-1e4))
+        for name, dtype in (("wide", torch.long), ("narrow", torch.int32), ("short", torch.int16)):
+            self.register_buffer(name, torch.arange(2401).reshape(49, 49).to(dtype) % 169)
+        self.index = nn.Parameter(self.narrow[:5].clone(), requires_grad=False)
+        for name, dtype in (("mask", torch.bool), ("old_mask", torch.uint8)):
+            self.register_buffer(name, torch.ones(64, 64, dtype=dtype).tril())
+        self.register_buffer("colours", torch.arange(256, dtype=torch.uint8))  # fewer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.table[self.wide].mean() + self.table[self.index.long()].mean()
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_indices_and_masks_are_not_taken_for_weights(name: str) -> None:
+    net = nn.Sequential(conv_net(6), WithIndices(), nn.Linear(6, 5))
+    METHODS[name](net, 32)(images()).backward()
 
 
 # Averages of buffers

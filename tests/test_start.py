@@ -11,6 +11,7 @@ import torch
 from methods import make
 from nets import conv_net
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from byol_wrap import Learner
 
@@ -48,6 +49,22 @@ def drawn(learner: Learner) -> None:
     learner.net.apply(lambda m: m.reset_parameters() if hasattr(m, "reset_parameters") else None)
 
 
+def all_drawn(learner: Learner) -> None:
+    for module in learner.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+
+def initialised(learner: Learner) -> None:
+    learner.apply(lambda m: isinstance(m, nn.Conv2d) and nn.init.kaiming_normal_(m.weight))
+
+
+def without_values(learner: Learner) -> None:
+    """As FSDP2 is begun with, but for the shards."""
+    learner.to("meta").to_empty(device="cpu")
+    all_drawn(learner)
+
+
 def replaced(learner: Learner) -> None:
     learner.net[3] = nn.Conv2d(6, 6, 3, stride=2, padding=1)
 
@@ -62,7 +79,8 @@ def partly_loaded(learner: Learner) -> None:
     learner.load_state_dict({k: v for k, v in state.items() if "net" in k}, strict=False)
 
 
-CHANGES = {f.__name__: f for f in (loaded, assigned, written, drawn, replaced, partly_loaded)}
+WRITTEN = (loaded, assigned, written, drawn, all_drawn, initialised, without_values)
+CHANGES = {f.__name__: f for f in (*WRITTEN, replaced, partly_loaded)}
 
 
 @pytest.mark.parametrize(
@@ -71,6 +89,8 @@ CHANGES = {f.__name__: f for f in (loaded, assigned, written, drawn, replaced, p
         *(("BYOL", change, 32) for change in CHANGES),
         ("MoCo", "loaded", 32),
         ("MoCo", "drawn", None),
+        ("MoCo", "all_drawn", 32),
+        ("MoCo", "initialised", None),
     ],
 )
 def test_a_target_starts_from_the_net_as_training_finds_it(
@@ -112,9 +132,12 @@ def _and_loaded(learner: Learner) -> Learner:
 
 
 @pytest.mark.parametrize("after", AFTER)
-def test_so_does_that_of_a_learner_that_was_moved_or_copied_or_saved_before(after: str) -> None:
+@pytest.mark.parametrize("change", [written, all_drawn])
+def test_so_does_that_of_a_learner_that_was_moved_or_copied_or_saved_before(
+    change: Callable[[Learner], None], after: str
+) -> None:
     learner = make("BYOL")
-    written(learner)
+    change(learner)
     learner = AFTER[after](learner)
     learner(images())
     assert equal(learner)
@@ -127,23 +150,39 @@ def test_a_head_of_one_s_own_weights_is_where_the_target_starts() -> None:
     assert equal(learner)
 
 
-def test_a_target_that_was_written_to_is_left_as_it_is() -> None:
-    by_hand, resumed, both = make("BYOL"), make("BYOL"), make("BYOL")
-    for parameter in by_hand.target.parameters():
+def test_a_target_that_was_loaded_or_alone_written_to_is_left_as_it_is() -> None:
+    by_hand, resumed, both, net_alone = (make("BYOL") for _ in range(4))
+    for parameter in by_hand.target.projector.parameters():
         nn.init.constant_(parameter, 0.5)
-    written(by_hand)
     saved = make("BYOL", net=pretrained())
     saved.update_moving_average()
     written(saved)
     resumed.load_state_dict(saved.state_dict())
     both.net.load_state_dict(pretrained().state_dict())
     both.target.load_state_dict(saved.target.state_dict())
-    for learner in (by_hand, resumed, both):
+    net_alone.target.net.load_state_dict(saved.target.net.state_dict())
+    all_drawn(net_alone.online)
+    for learner in (by_hand, resumed, both, net_alone, copy.deepcopy(net_alone)):
         before = copy.deepcopy(learner.target.state_dict())
         learner(images())
         assert not equal(learner)
         for name, value in learner.target.named_parameters():
             assert not before[name].numel() or torch.equal(value, before[name])
+
+
+def test_that_of_an_average_is_the_average_of_targets() -> None:
+    learner = make("BYOL")
+    averaged = AveragedModel(learner)
+    for _ in range(2):
+        learner(images()).backward()
+        written(learner)
+        learner.update_moving_average()
+        averaged.update_parameters(learner)
+    expected = averaged.module.target.net[0].weight.clone()
+    averaged.state_dict()
+    averaged.module.embed(images())
+    assert torch.equal(averaged.module.target.net[0].weight, expected)
+    assert not torch.equal(averaged.module.net[0].weight, expected)
 
 
 def test_an_update_by_hand_before_any_loss_is_an_update() -> None:

@@ -1,16 +1,13 @@
-"""The copy of a user's net: made, run without a trace, and shown to be independent."""
+"""The copy of a user's net: made, and run without a trace."""
 
 import copy
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from byol_wrap.backbone.modes import eval_mode
-from byol_wrap.backbone.recording import Record
 
 
 def copy_net(net: nn.Module) -> nn.Module:
@@ -54,7 +51,7 @@ def without_graph(module: nn.Module) -> dict[int, Tensor]:
 @contextmanager
 def undisturbed(net: nn.Module, device: torch.device) -> Iterator[None]:
     """Let all parameters ask for a gradient for a moment; put back all that a forward changes."""
-    snapshot = _Snapshot(net)
+    snapshot = Snapshot(net)
     asked = [(parameter, parameter.requires_grad) for parameter in net.parameters()]
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []), eval_mode(net):
@@ -68,69 +65,50 @@ def undisturbed(net: nn.Module, device: torch.device) -> Iterator[None]:
         snapshot.restore()
 
 
-class _Snapshot:
+class Snapshot:
     """The buffers and attributes of a net's modules, to be put back."""
 
     def __init__(self, net: nn.Module) -> None:
         modules = [m for m in net.modules() if not isinstance(m, torch.jit.ScriptModule)]
         self._attributes = [(module, dict(vars(module))) for module in modules]
         self._buffers = [
-            (module, name, buffer, buffer.clone())
-            for module in net.modules()
+            (path, module, name, buffer, buffer.clone())
+            for path, module in net.named_modules()
             for name, buffer in _own_buffers(module)
         ]
 
+    def written(self) -> list[str]:
+        """Names of the buffers that have other values now."""
+        written = (b for b in self._buffers if not same(*b[3:]))
+        return [f"{path}.{name}" if path else name for path, _, name, *_ in written]
+
     def restore(self) -> None:
+        """Put them back."""
         for module, before in self._attributes:
             vars(module).clear()
             vars(module).update(before)
         with torch.no_grad():
-            for module, name, buffer, values in self._buffers:
-                setattr(module, name, buffer.copy_(values))
+            for _, module, name, buffer, values in self._buffers:
+                if buffer.shape != values.shape:  # as a cache that is sized by the first forward
+                    buffer.data = values
+                setattr(module, name, buffer.copy_(values) if is_whole(buffer) else buffer)
+
+
+def is_whole(tensor: Tensor) -> bool:
+    """Whether each value has its own place: what is expanded cannot be written to."""
+    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of a kind have the same values, bit for bit."""
+    bits = (tensor.detach().contiguous().flatten().view(torch.uint8) for tensor in (one, other))
+    return one.shape == other.shape and torch.equal(*bits)
 
 
 def _own_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
     if isinstance(module, torch.jit.ScriptModule):
         return list(module.named_buffers(recurse=False))
     return [(name, buffer) for name, buffer in module._buffers.items() if buffer is not None]
-
-
-@contextmanager
-def watched(net: nn.Module) -> Iterator[list[str]]:
-    """Names of a net's layers that are run while its copy is; what they change is put back."""
-    names = {id(module): name for name, module in net.named_modules()}
-    thread = threading.get_ident()
-    called: list[str] = []
-
-    def note(module: nn.Module, args: object) -> None:
-        if id(module) in names and threading.get_ident() == thread:
-            if not called:
-                snapshots.append(_Snapshot(net))
-            called.append(names[id(module)])
-
-    snapshots: list[_Snapshot] = []
-    handle = register_module_forward_pre_hook(note)
-    try:
-        yield called
-    finally:
-        handle.remove()
-        for snapshot in snapshots:
-            snapshot.restore()
-
-
-def dependence(net: nn.Module, called: list[str], run: Record) -> str:
-    """Why what a copy of a net gave is not its own, read off its recorded run; "" where it is."""
-    named = [name for name, parameter in net.named_parameters() if run.graph.has_leaf(parameter)]
-    if not named and not called:
-        return ""
-    what = f"parameter {named[0]!r}" if named else f"layer {called[-1]!r}"
-    return (
-        f"A copy of net, as the target network is one, would still run net's own {what}. Was a "
-        "forward patched, or a hook set, with a function that holds net, its layers or its old "
-        "forward? A function is not copied with the net. Define forward in a class, or patch it "
-        "with types.MethodType(function, net) and use self in it; use the module that a hook is "
-        "given. SimSiam and SimCLR need no copy."
-    )
 
 
 def on_host(net: nn.Module) -> nn.Module:

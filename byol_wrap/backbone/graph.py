@@ -64,10 +64,12 @@ class Graph:
     """The graph behind some values, walked once.
 
     Attributes:
-        leaves: ids of the tensors at its ends, parameters mostly, in the order of their bits.
+        tensors: at its ends, parameters mostly, in the order of their bits.
+        leaves: their ids.
     """
 
     def __init__(self, places: Iterable[Edge]) -> None:
+        self.tensors: list[Tensor] = []
         self.leaves: list[int] = []
         self._behind: dict[Any, int] = {}
         self._users: dict[Any, list[Any]] = {}
@@ -91,6 +93,7 @@ class Graph:
         variable = getattr(node, "variable", None)
         if variable is None:
             return 0
+        self.tensors.append(variable)
         self.leaves.append(id(variable))
         self._ids.add(id(variable))
         return 1 << len(self.leaves)

@@ -9,10 +9,16 @@ from torch import Tensor, nn
 from byol_wrap.backbone.candidates import Candidates, candidates, doubt, what_there_is
 from byol_wrap.backbone.certainty import MIXES
 from byol_wrap.backbone.code import asks_for_its_mode
-from byol_wrap.backbone.copying import copy_net, dependence, on_host, undisturbed, watched
+from byol_wrap.backbone.copying import copy_net, on_host, undisturbed
 from byol_wrap.backbone.encoder import as_input
 from byol_wrap.backbone.finding import Found, at, find_representation, held_behind
 from byol_wrap.backbone.graph import ancestors, picks_tokens
+from byol_wrap.backbone.independence import (
+    dependence,
+    detached_dependence,
+    foreign,
+    watched,
+)
 from byol_wrap.backbone.prepared import preparation
 from byol_wrap.backbone.recording import Record, record
 from byol_wrap.backbone.representation import Pool, Representation
@@ -59,7 +65,7 @@ def probe(
 
     Raises:
         ValueError, TypeError: see ``find_representation``; or no place is reached in both modes.
-        RuntimeError: ``target`` depends on ``net``.
+        RuntimeError: ``target`` depends on ``net``, or would not follow all that is trained.
     """
     if sample.is_meta:  # a copy on the host tells the same of a net without values
         host = on_host(net)
@@ -74,12 +80,17 @@ def probe(
             copied = copy_net(net)
         except RuntimeError:
             return _Probe(net, net, sample, hidden_layer, pool).find()
-    with watched(net) as called:
+    with watched(net) as touched:
         tried = _Probe(net, copied, sample, hidden_layer, pool)
-    why = dependence(net, called, tried.training)
-    if why and target is not None:
+    why = dependence(net, touched, tried.training)
+    if target is None:
+        return (_Probe(net, net, sample, hidden_layer, pool) if why else tried).find()
+    with watched(net):
+        why = why or detached_dependence(net, copied, partial(tried.again, gradient=False))
+    why = why or foreign(copied, tried.training.graph, partial(tried.again, gradient=True))
+    if why:
         raise RuntimeError(why)
-    return (_Probe(net, net, sample, hidden_layer, pool) if why else tried).find()
+    return tried.find()
 
 
 class _Probe:
@@ -103,6 +114,11 @@ class _Probe:
             self.using = self.training
             if not self.alike:
                 self.using = _run(copied, self.sample, training=False, gradient=True)
+
+    def again(self, *, gradient: bool) -> Record:
+        """Another run in training mode, from the same random state."""
+        with undisturbed(self.copied, self.sample.device):
+            return _run(self.copied, self.sample, training=True, gradient=gradient)
 
     def _is_alike(self, copied: nn.Module) -> bool:
         """Whether eval mode calls the same layers and gives the same kinds of values.

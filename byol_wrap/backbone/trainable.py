@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 PLAIN = (Tensor, nn.Parameter, nn.UninitializedParameter)
 PREPARED = "FloatFunctional"  # an addition in floats, of a net that may be quantised later
+NARROW = (torch.int8, torch.uint8, torch.int16, torch.int32)
 QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
 
 
@@ -91,6 +92,29 @@ def check_not_quantised(net: nn.Module) -> None:
         found = (n for n, p in net.named_parameters() if not p.is_floating_point())
         names = ", ".join(map(repr, islice(found, 3)))
         raise TypeError(_message(names, "whole numbers"))
+    if not chosen and (packed := next(filter(None, map(_packed, net.named_modules())), None)):
+        raise TypeError(_message(repr(packed), "whole numbers"))
+
+
+def _packed(named: tuple[str, nn.Module]) -> str:
+    """The name of a layer's weights in whole numbers, which outnumber its floats; "" without."""
+    path, layer = named
+    parameters = dict(layer.named_parameters(recurse=False))
+    own = {**parameters, **dict(layer.named_buffers(recurse=False))}
+    packed = {name: tensor for name, tensor in own.items() if _is_packed(tensor)}
+    floats = sum(tensor.numel() for tensor in own.values() if tensor.is_floating_point())
+    is_scaled = floats > 0 or not packed.keys().isdisjoint(parameters)  # else it is a table
+    if not is_scaled or sum(tensor.numel() for tensor in packed.values()) <= floats:
+        return ""
+    return f"{path}.{next(iter(packed))}" if path else next(iter(packed))
+
+
+def _is_packed(tensor: Tensor) -> bool:
+    """Whether whole numbers fill their range as weights do: neither positions nor masks."""
+    if tensor.dtype not in NARROW or tensor.is_meta or not tensor.numel():
+        return False
+    low, high = (int(bound) for bound in tensor.aminmax())
+    return high - low >= 1 << torch.iinfo(tensor.dtype).bits - 1
 
 
 def _can_be_averaged(parameter: nn.Parameter) -> bool:

@@ -1,10 +1,11 @@
 """A learner's checkpoints: they fit, or they are refused before anything is changed."""
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
 from byol_wrap.guard.settled import Settled
@@ -109,6 +110,14 @@ def differences(own: Mapping[str, str], saved: Mapping[str, str]) -> str:
     )
 
 
+def sized_by_loading(module: nn.Module) -> Iterator[str]:
+    """Names of buffers that get their size from a state, as observers for quantisation do it."""
+    usual = (nn.Module._load_from_state_dict, _NormBase._load_from_state_dict)
+    for path, part in module.named_modules():
+        if not isinstance(part, Checkpointed) and type(part)._load_from_state_dict not in usual:
+            yield from (f"{path}.{name}" for name, _ in part.named_buffers(recurse=False))
+
+
 def _shape(value: Any) -> tuple[int, ...] | str:
     return tuple(value.shape) if hasattr(value, "shape") else f"of a {type(value).__name__}"
 
@@ -196,6 +205,7 @@ class Checkpointed(Settled):
             own |= self._sized_heads(size)
         check_finite(own, given)
         own |= {name: given[name] for name in self._not_loaded(given)}
+        own |= {name: given[name] for name in sized_by_loading(self) if name in given}
         # A module that renames keys of old checkpoints in a hook knows its keys better.
         renames = any(m._load_state_dict_pre_hooks for m in (self, *self.net.modules()))
         check_fits(own, given, self.net.state_dict(), names=names and not renames)

@@ -15,23 +15,38 @@ ON_HOST = ("cpu",)
 class Start:
     """Notices what is written into the online network between its copy and its training.
 
-    Such as weights that are loaded into the user's net after it was wrapped. The target then starts
-    from them, as if it had been copied afterwards. Not where it was written to as well, by whoever
-    loads both.
+    Such as weights that are loaded into the user's net after it was wrapped, or drawn anew in the
+    whole learner. The target then starts from them, as if it had been copied afterwards. One that
+    alone was written to is left as it is.
     """
 
     def __init__(self, online: nn.Module, target: nn.Module, shared: Collection[str]) -> None:
         """``shared``: names of the target's parameters that are the online network's own."""
+        self._both_written = False
+        self.look(online, target, shared)
+
+    def look(self, online: nn.Module, target: nn.Module, shared: Collection[str]) -> None:
+        """Look at them anew: what holds their values is another."""
         self._shared = shared
         self._looks = self._look(online, target)
 
-    def catch_up(self, online: nn.Module, target: nn.Module) -> None:
-        """Let the target be what the online network is now, if that alone was written to."""
+    def catch_up(self, online: nn.Module, target: nn.Module, *, from_both: bool) -> None:
+        """Let the target be what the online network is now, if that was written to.
+
+        Args:
+            online: the network as it is now.
+            target: its copy.
+            from_both: also where both were. Not of a copy of a learner, which may be an average.
+        """
         before, own_before = self._looks
-        if Look(online.parameters(), ON_HOST).is_like(before):
+        is_same = Look(online.parameters(), ON_HOST).is_like(before)
+        if is_same and not self._both_written:
             return
-        if self._look(online, target)[1].is_like(own_before):
+        if not is_same and not self._look(online, target)[1].is_like(own_before):
+            self._both_written = True
+        if from_both or not self._both_written:
             _copy(online, target)
+            self._both_written = False
             self._looks = self._look(online, target)
 
     def _look(self, online: nn.Module, target: nn.Module) -> tuple[Look, Look]:
