@@ -148,7 +148,7 @@ class Pace:
     @property
     def is_of_copy(self) -> bool:
         """Whether it is that of a copy, perhaps an average, that goes no way of its own yet."""
-        return self._original is not None and self._original() is not None
+        return self._original is not None
 
     def left(self, step: Tensor) -> None:
         """Whoever writes into the buffer from now on is another."""
