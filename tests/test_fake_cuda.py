@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from fake_cuda_step import plays_a_gpu
 from torch import Tensor, nn
 
 from byol_wrap import BYOL
+from byol_wrap.guard.feeding import Feeding
 from byol_wrap.views import RandomView, Views, applying, normalization
 
 pytestmark = plays_a_gpu
@@ -110,6 +112,27 @@ def test_other_views_wait_for_nothing_either(kind: str) -> None:
         pipeline(batch)
         assert cuda.waits == []
         assert len(cuda.copies) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_what_a_pipeline_made_of_images_is_looked_at_without_a_wait(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    streams = mock.MagicMock()
+    streams.return_value.record_event.return_value.query.return_value = False
+    monkeypatch.setattr(torch.cuda, "current_stream", streams)
+    with FakeCuda() as cuda:
+        feeding, batch = Feeding(), images(64, 8, dtype)
+        for normalize in (None, normalization(None, None, 3)):
+            view = torch.empty(8, 3, 64, 64, device=DEVICE)
+            feeding.look(batch, view, normalize)  # sends the statistics
+            cuda.forget()
+            for given in (batch, [*batch]):
+                feeding.look(given, view, normalize)
+            assert not feeding.is_prepared  # which has not come
+            reads = [read.line for read in cuda.waits]
+            assert len(reads) == 2
+            assert all("non_blocking=first.is_cuda" in line for line in reads)
 
 
 def test_a_default_device_leaves_draws_on_the_host() -> None:
