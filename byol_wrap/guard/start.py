@@ -39,10 +39,11 @@ class Start:
             from_both: also where both were. Not of a copy of a learner, which may be an average.
         """
         before, own_before = self._looks
-        is_same = Look(online.parameters(), ON_HOST).is_like(before)
+        now, own_now = self._look(online, target)
+        is_same = now.is_like(before)
         if is_same and not self._both_written:
             return
-        if not is_same and not self._look(online, target)[1].is_like(own_before):
+        if not is_same and not own_now.is_like(own_before):
             self._both_written = True
         if from_both or not self._both_written:
             _copy(online, target)
@@ -50,8 +51,11 @@ class Start:
             self._looks = self._look(online, target)
 
     def _look(self, online: nn.Module, target: nn.Module) -> tuple[Look, Look]:
-        own = [p for name, p in target.named_parameters() if name not in self._shared]
-        return Look(online.parameters(), ON_HOST), Look(own, ON_HOST)
+        theirs, own = (
+            [p for name, p in network.named_parameters() if name not in self._shared]
+            for network in (online, target)
+        )
+        return Look(theirs, ON_HOST), Look(own, ON_HOST)
 
 
 @torch.no_grad()
