@@ -76,6 +76,7 @@ class Pace:
         self._was_read = False
         self._original: Pace | None = None  # of which this is a copy, and which it may outlive
         self._version = 0  # of the buffer, as this has left it
+        self._has_no_value = False  # the buffer, while it is on the meta device
 
     @property
     def base(self) -> float:
@@ -153,6 +154,13 @@ class Pace:
     def left(self, step: Tensor) -> None:
         """Whoever writes into the buffer from now on is another."""
         self._version = _version(step)
+
+    def moved(self, step: Tensor) -> None:
+        """The buffer is another now: one that had no value gets what is known."""
+        if self._has_no_value and not step.is_meta:
+            step.fill_(self.updates or 0)
+        self._has_no_value = step.is_meta
+        self.left(step)
 
     def read_anew(self, step: Tensor) -> None:
         """Forget what is known of the count: it was loaded."""

@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from byol_wrap.attachment import Attachment, check_trains, innermost
 from byol_wrap.backbone.encoder import freeze
+from byol_wrap.backbone.modes import outside_graph
 from byol_wrap.ema import Pace
 from byol_wrap.guard.checkpoint import FED, differences, nothing_fits
 from byol_wrap.guard.inputs import bytes_explained, check_not_captured, is_in_backward
@@ -45,11 +46,10 @@ class Following(Wrapper):
         super().__init__(*args, with_target=pace is not None, **kwargs)
         if pace is not None:
             self.register_buffer("step", torch.zeros((), dtype=torch.long, device=self._place()))
-        self._pace = pace
-        self._attachment = Attachment()
-        if pace is not None:
+            pace.moved(self._kept_count())
             self._start = Start(self.online, self.target, self.target.shared)
             self._watch.wrapped(self.net)
+        self._pace, self._attachment = pace, Attachment()
         own = [(n, p) for n, p in self.named_parameters() if not n.startswith("online.net.")]
         if once := self._views.drawing_once:
             self._watch.warn("once", once)
@@ -149,7 +149,6 @@ class Following(Wrapper):
         return self._attachment.attach(optimizer, self._update)
 
     def _two_views(self, images: Any, view2: Tensor | None) -> tuple[Tensor, Tensor]:
-        check_not_captured()
         again = is_in_backward()
         if again and self._moves_on and self._has_run:
             raise RuntimeError(f"{type(self).__name__} {NOT_AGAIN}")
@@ -172,15 +171,20 @@ class Following(Wrapper):
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """As ``nn.Module.requires_grad_``, but for what is never trained, such as the target."""
         super().requires_grad_(requires_grad)
-        self._fix()
-        return self
-
-    def _fix(self) -> None:
         for name in self._fixed:
             self.get_parameter(name).requires_grad = False
+        return self
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As ``forward``; engines that shard gather in its hooks, and lose what is written then."""
+        if self._start is not None:
+            self._catch_up(trains=torch.is_grad_enabled())
+        return super().__call__(*args, **kwargs)
+
+    @outside_graph(recursive=True)
     def _catch_up(self, *, trains: bool = False) -> None:
         """Before training begins the target is what the online network is, or what was loaded."""
+        check_not_captured()
         if self._start is not None and self._pace is not None and not self.target.was_loaded:
             from_both = trains or not self._pace.is_of_copy
             self._start.catch_up(self.online, self.target, from_both=from_both)
@@ -189,7 +193,6 @@ class Following(Wrapper):
         self._catch_up()
         super()._build(sample)
         if self._start is not None:
-            # Heads have their sizes now.
             self._start.look(self.online, self.target, self.target.shared)
         self._is_meant(self._saved_meaning or {})
 
@@ -235,7 +238,7 @@ class Following(Wrapper):
         if self._start is not None:
             self._start.look(self.online, self.target, self.target.shared)
         if self._pace is not None:
-            self._pace.left(self._kept_count())  # which may be another now
+            self._pace.moved(self._kept_count())
         return self
 
     def _state_is_loaded(self, given: Mapping[str, Any], fed: Any) -> None:

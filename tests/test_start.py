@@ -3,17 +3,29 @@
 import copy
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from devices import needs_fsdp2
 from methods import make
 from nets import conv_net
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from byol_wrap import Learner
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
+    yield
+    dist.destroy_process_group()
 
 
 def images() -> Tensor:
@@ -63,6 +75,7 @@ def without_values(learner: Learner) -> None:
     """As FSDP2 is begun with, but for the shards."""
     learner.to("meta").to_empty(device="cpu")
     all_drawn(learner)
+    assert learner.step == 0
 
 
 def replaced(learner: Learner) -> None:
@@ -141,6 +154,25 @@ def test_so_does_that_of_a_learner_that_was_moved_or_copied_or_saved_before(
     learner = AFTER[after](learner)
     learner(images())
     assert equal(learner)
+
+
+@needs_fsdp2
+def test_so_does_a_sharded_one(one_process: Any) -> None:
+    """Built without values, then sharded, filled, and drawn anew."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    with torch.device("meta"):
+        learner = make("BYOL", total_steps=10)
+    fully_shard(learner, mesh=init_device_mesh("cpu", (1,)))
+    learner.to_empty(device="cpu")
+    for tensor in (*learner.parameters(), *learner.buffers()):
+        if tensor.is_floating_point():
+            nn.init.constant_(tensor, 0.1 + torch.rand(()).item())
+    learner(images()).backward()  # after which parameters are shards again
+    assert learner.step == 0
+    for own, theirs in zip(learner.target.parameters(), learner.online.parameters(), strict=True):
+        assert torch.equal(own.full_tensor(), theirs.full_tensor())
 
 
 def test_a_head_of_one_s_own_weights_is_where_the_target_starts() -> None:
