@@ -176,8 +176,8 @@ class Following(Wrapper):
         return self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``forward``; engines that shard gather in its hooks, and lose what is written then."""
-        if self._start is not None:
+        """As ``forward``; FSDP2 gathers parameters in its hooks, and loses what is written then."""
+        if hasattr(self, "unshard"):
             self._catch_up(trains=torch.is_grad_enabled())
         return super().__call__(*args, **kwargs)
 
@@ -186,8 +186,7 @@ class Following(Wrapper):
         """Before training begins the target is what the online network is, or what was loaded."""
         check_not_captured()
         if self._start is not None and self._pace is not None and not self.target.was_loaded:
-            from_both = trains or not self._pace.is_of_copy
-            self._start.catch_up(self.online, self.target, from_both=from_both)
+            self._start.catch_up(self.online, self.target, trains or not self._pace.is_of_copy)
 
     def _build(self, sample: Tensor) -> None:
         self._catch_up()

@@ -28,9 +28,9 @@ class Start:
     def look(self, online: nn.Module, target: nn.Module, shared: Collection[str]) -> None:
         """Look at them anew: what holds their values is another."""
         self._shared = shared
-        self._looks = self._look(online, target)
+        self._looks = self._look(online), self._look(target)
 
-    def catch_up(self, online: nn.Module, target: nn.Module, *, from_both: bool) -> None:
+    def catch_up(self, online: nn.Module, target: nn.Module, from_both: bool) -> None:
         """Let the target be what the online network is now, if that was written to.
 
         Args:
@@ -39,23 +39,19 @@ class Start:
             from_both: also where both were. Not of a copy of a learner, which may be an average.
         """
         before, own_before = self._looks
-        now, own_now = self._look(online, target)
-        is_same = now.is_like(before)
+        is_same = self._look(online).is_like(before)
         if is_same and not self._both_written:
             return
-        if not is_same and not own_now.is_like(own_before):
+        if not is_same and not self._look(target).is_like(own_before):
             self._both_written = True
         if from_both or not self._both_written:
             _copy(online, target)
             self._both_written = False
-            self._looks = self._look(online, target)
+            self._looks = self._look(online), self._look(target)
 
-    def _look(self, online: nn.Module, target: nn.Module) -> tuple[Look, Look]:
-        theirs, own = (
-            [p for name, p in network.named_parameters() if name not in self._shared]
-            for network in (online, target)
-        )
-        return Look(theirs, ON_HOST), Look(own, ON_HOST)
+    def _look(self, network: nn.Module) -> Look:
+        parameters = network.named_parameters()
+        return Look((p for name, p in parameters if name not in self._shared), ON_HOST)
 
 
 @torch.no_grad()
