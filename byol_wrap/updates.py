@@ -162,7 +162,7 @@ class Following(Wrapper):
             if self._start is not None:
                 self._start = None
                 freeze(self.target)  # which was unfrozen with all other parameters, if it was
-            self._watch.pair(images, *views, self, is_own=self._views.is_own)
+            self._watch.pair(images, *views, self)
             self._has_run |= not again
         else:
             self._watch.without_gradient(self)

@@ -271,6 +271,14 @@ def test_projections_along_a_line_are_noticed_though_they_are_spread():
     assert min(watch.ratios.values()) > 0.15
 
 
+def test_a_net_that_begins_with_features_much_alike_has_collapsed_at_half_of_that():
+    for factor, told in ((1.2, False), (0.6, False), (0.3, True)):
+        watch = CollapseWatch()
+        watch.look(outputs(0.06))
+        assert (steps_until_told(watch, outputs(0.06 * factor)) is not None) == told
+    assert steps_until_told(CollapseWatch(), outputs(0.01)), "as one that was collapsed before"
+
+
 @pytest.mark.parametrize("seen", [along(1.0, 1.0), along(1.0, 0.5), along(1.0, 0.1, batch=15)])
 def test_what_lies_along_several_lines_or_is_few_is_not_narrow(seen):
     assert narrow_after(seen, along(1.0, 1.0)) is None

@@ -3,6 +3,7 @@
 import itertools
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -163,11 +164,26 @@ def test_a_seed_in_the_loop_is_told(name: str) -> None:
 
 
 @pytest.mark.parametrize("own", ["views", "augment_fn"])
-def test_draws_of_one_s_own_are_one_s_own(own: str) -> None:
-    batch, other = images(), images()
-    learner = make("BYOL", augment_fn=lambda x: x * (1 + 0.2 * other) if own == "views" else x)
-    for _ in range(16):  # nothing of torch's is drawn
-        learner(batch, other)
+def test_where_nothing_is_drawn_nothing_is_repeated(own: str) -> None:
+    batch, other, own_draws = images(), images(), torch.Generator().manual_seed(0)
+    noise = partial(torch.rand, generator=own_draws)
+    learner = make("BYOL", augment_fn=lambda x: x + 0.2 * noise(x.shape))
+    for step in range(16):
+        if step % 8 == 0:
+            torch.manual_seed(0)  # as for the order of an epoch
+        learner(batch, other) if own == "views" else learner(batch)
+
+
+def test_a_seed_in_the_loop_is_told_of_functions_of_one_s_own() -> None:
+    learner = make("SimCLR", augment_fn=lambda x: x + 0.2 * torch.rand_like(x))
+
+    def run() -> None:
+        for step in range(40):
+            if step % 4 == 0:
+                torch.manual_seed(0)
+            learner(images())
+
+    told(run, r"torch\.manual_seed called in the loop")
 
 
 class OneByOne:

@@ -25,9 +25,13 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
         "stepping.MOST": 12,
         "stepping.COUNTED": 8,
         "stepping.UNTIL": 14,
+        "stepping.WASTED": 0.6,
         "weighed.LOOK_EVERY": 1,
         "weighed.LOOKS": 2,
         "rates.LONG": 4,
+        "little.FIRST": 3,
+        "little.SPAN": 6,
+        "little.LITTLE": 1e-5,
         "trained.HEADS_AFTER": 2,
         "trained.NET_AFTER": 5,
     }.items():
@@ -143,6 +147,58 @@ def test_a_net_whose_gradients_are_0_is_told() -> None:
     )
 
 
+# Too little
+
+
+def clipped(learner: Learner) -> None:
+    optimizer = SGD(learner.parameters(), lr=0.01)
+
+    def clip() -> None:
+        nn.utils.clip_grad_norm_(learner.parameters(), 1e-4)
+
+    train(learner, optimizer, between=clip)
+
+
+TOO_LITTLE: dict[str, Callable[[Learner], None]] = {
+    "clipped": clipped,
+    "rate": lambda learner: train(learner, SGD(learner.parameters(), lr=1e-8)),
+    "weight": lambda learner: train(learner, SGD(learner.parameters(), lr=0.01), weigh=1e-6),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "how"), [*((name, "rate") for name in PAPERS), ("BYOL", "clipped"), ("MoCo", "weight")]
+)
+def test_weights_that_hardly_move_are_told(name: str, how: str) -> None:
+    told(lambda: TOO_LITTLE[how](make(name)), "In 6 training steps no weight has moved by more")
+
+
+@pytest.mark.parametrize("name", ["SimCLR", "BYOL"])
+def test_a_new_net_whose_rate_stays_at_0_is_told(name: str) -> None:
+    def run(learner: Learner) -> None:
+        net, heads = halves(learner)
+        train(learner, SGD([{"params": net, "lr": 0.0}, {"params": heads}], lr=0.1), steps=20)
+
+    told(lambda: run(make(name)), "the net has not moved at all, while the heads have")
+    run(make(name, pretrained=True))
+
+
+@pytest.mark.parametrize("name", ["BYOL", "SimCLR"])
+def test_gradients_that_are_cleared_before_a_step_is_taken_are_told(name: str) -> None:
+    learner = make(name)
+    optimizer = SGD(learner.parameters(), lr=0.01)
+
+    def run() -> None:
+        for step in range(10):
+            optimizer.zero_grad()
+            learner(*views()).backward()
+            if step % 5 == 4:
+                optimizer.step()
+                learner.update_moving_average()
+
+    told(run, "Of 8 losses 6 went backward for nothing")
+
+
 # Who steps
 
 
@@ -174,7 +230,7 @@ def test_an_optimizer_of_another_net_that_steps_instead_is_told() -> None:
 # Rates
 
 
-@pytest.mark.parametrize(("kind", "rate"), [(AdamW, 0.2), (torch.optim.Adam, 0.1), (SGD, 30.0)])
+@pytest.mark.parametrize(("kind", "rate"), [(AdamW, 0.2), (torch.optim.Adam, 0.05), (SGD, 3.0)])
 def test_a_rate_that_no_run_has_is_told(kind: Any, rate: float) -> None:
     learner = make("SimSiam")
     told(
@@ -214,6 +270,16 @@ def adding_up(learner: Learner) -> None:
             optimizer.step()
             optimizer.zero_grad()
             learner.update_moving_average()
+
+
+def by_hand(learner: Learner) -> None:
+    for _ in range(12):
+        learner(*views()).backward()
+        for parameter in learner.parameters():
+            if parameter.grad is not None:
+                parameter.data -= 0.01 * parameter.grad
+                parameter.grad = None
+        learner.update_moving_average()
 
 
 def in_turns(learner: Learner) -> None:
@@ -273,6 +339,7 @@ SOUND: dict[str, Callable[[Learner], None]] = {
     "much decay": lambda learner: train(learner, SGD(learner.parameters(), 0.1, weight_decay=0.1)),
     "batches added up": adding_up,
     "two optimizers in turns": in_turns,
+    "no optimizer of torch's": by_hand,
     "rate rises from 0": warming_up,
     "rate falls to 0": ending,
     "rate rises from 0 and again twice": restarting,
@@ -318,7 +385,7 @@ def test_no_look_waits_for_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> No
         for parameter in learner.parameters():
             parameter.grad = torch.zeros_like(parameter)
         there.waits.clear()
-        learner._watch._weights.weighed.largest = 1.0
+        learner._watch._weights.weighed.usual = 1.0
 
         def run() -> None:
             for _ in range(5):

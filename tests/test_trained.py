@@ -239,7 +239,7 @@ def test_gradients_that_are_never_cleared_are_told(name: str, fused: bool) -> No
                 clear()
                 learner.update_moving_average()
 
-    told(lambda: run(lambda: None), "Gradients are added up from step to step")
+    told(lambda: run(lambda: None), "Gradients of the .*projector.* are added up from step to step")
     for clear, every in (
         (optimizer.zero_grad, 1),
         (optimizer.zero_grad, 3),
@@ -249,6 +249,21 @@ def test_gradients_that_are_never_cleared_are_told(name: str, fused: bool) -> No
         learner._watch = type(learner._watch)()
         optimizer.zero_grad()
         run(clear, every)
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_gradients_of_a_part_that_are_never_cleared_are_told(name: str) -> None:
+    learner = make(name)
+    optimizer = SGD(learner.parameters(), lr=0.01)
+
+    def run() -> None:
+        for _ in range(10):
+            learner.net.zero_grad()
+            learner(images()).backward()
+            optimizer.step()
+            learner.update_moving_average()
+
+    told(run, rf"Gradients of the {HEADS.get(name, 'projector')} are added up")
 
 
 @plays_a_gpu
@@ -267,12 +282,12 @@ def test_no_look_waits_for_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> No
                 parameter.grad = torch.zeros_like(parameter)
             for _ in range(9):
                 learner._watch._weights.trained._goes_backward(view)  # of which there is none here
-                if learner._watch._weights.gradients._parameter is not None:
+                if not learner._watch._weights.gradients._is_done:
                     learner._watch._weights.gradients._look(view)
                 learner(view, view)
         assert there.waits == []
         assert learner._watch._weights.trained._is_done
-        assert len(learner._watch._weights.gradients._looks) == 6
+        assert learner._watch._weights.gradients._is_done
         del optimizer
 
 

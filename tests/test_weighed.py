@@ -40,6 +40,16 @@ def test_a_loss_that_is_maximised_is_told_once(name: str) -> None:
     assert len(caught) == 1
 
 
+def test_a_loss_whose_sign_is_another_at_first_is_told_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("byol_wrap.guard.weighed.LOOK_EVERY", 1)
+    monkeypatch.setattr("byol_wrap.guard.weighed.LOOKS", 5)
+    signs = iter([1, -1, -1, -1, -1, -1])
+    with pytest.warns(UserWarning, match="The loss is maximised: backward"):
+        train(make("SimSiam"), lambda loss: next(signs) * loss)
+
+
 @pytest.mark.parametrize("name", PAPERS)
 def test_float16_without_a_scaled_loss_is_told_once(name: str) -> None:
     with pytest.warns(UserWarning, match="float16 without a scaled loss") as caught:

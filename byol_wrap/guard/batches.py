@@ -18,7 +18,7 @@ VALUES = 128  # of an image, roughly, where it is not looked at as a whole
 LOOKS, LIMIT = 2, 6  # at whole images: in a row that find the same, and in all that find nothing
 AGAIN = 12  # looks in a row that find the images of the look before
 FEW = 0.1  # of a batch: fewer different images than that are too few
-ONE = 0.5  # of a batch: one picture, or one colour, on more than that is too much
+ONE = 0.45  # of a batch: one picture, or one colour, on more than that is too much
 SAME = 0.9  # of a batch that were in an earlier one, too
 FLAT = 1e-5  # times its mean: an image whose values spread less is of one colour
 

@@ -13,15 +13,19 @@ from byol_wrap.guard.later import Later
 # A std ratio below it is that of features which hardly tell images apart. Measured for each method:
 # "Collapse, by method" in tests/benchmarks/RESULTS.md.
 COLLAPSED = 0.1
+# Of a net that begins between this and that, as where images are much alike, one that is under half
+# of what it began with.
+ALIKE, FALLEN = 0.02, 0.5
 # A participation ratio below it is that of projections which lie along one line. Runs that helped
 # ended at 1.5 and more, those that lost what they could tell at 1.1 and less: the same table.
 NARROW = 1.4
 WIDE = 2.0  # MoCo's head begins at 1.2, in a cone: only what was wide before has collapsed
-FIRST = 1  # the batch whose projections alone are looked at
+FIRST = 1  # the batch that is looked at beside the others
 LOOK_EVERY = 20  # training steps between two looks
 LOOKS = 10  # so many looks in a row that find it are worth a warning
 
 LARGEST_RATE = {"Adam": 0.01, "LARS": 10.0, "SGD": 1.0}  # by what the optimizer's name holds
+VIEWS = "the two views of an image have nothing in common (look at learner.views(images))"
 SMALLEST_TAU = 0.5
 SMALLEST_BATCH = 16
 
@@ -71,12 +75,13 @@ class CollapseWatch:
         self._steps = 0
         self._collapsed_looks = self._narrow_looks = 0
         self._look: Later | None = None
-        self._first: Later | None = None  # the participation ratio at the start
+        self._first: Later | None = None  # the look at the start
         self._was_wide = False
+        self._limits = [COLLAPSED, COLLAPSED]  # of the two std ratios
 
     @property
     def is_collapsed(self) -> bool:
-        """Whether ``LOOKS`` looks in a row found one of the std ratios under ``COLLAPSED``."""
+        """Whether ``LOOKS`` looks in a row found one of the std ratios under its limit."""
         return self._collapsed_looks >= LOOKS
 
     @property
@@ -89,26 +94,34 @@ class CollapseWatch:
         self._steps += 1
         batch_size = len(outputs.representation1)
         if self._steps == FIRST:
-            self._first = Later([participation_ratio(outputs.projection1).float()])
+            self._first = _look(outputs)
         if self._steps % LOOK_EVERY or batch_size < 2:
             return False
         if self._first is not None and self._first.has_come:
-            self._was_wide, self._first = self._first.read()[0] > WIDE, None
+            *began, wide = self._first.read()
+            self._was_wide, self._first = wide > WIDE, None
+            self._limits = [FALLEN * r if ALIKE < r < COLLAPSED else COLLAPSED for r in began]
         has_come = self._look is not None and self._look.has_come
         if self._look is not None and has_come:
             *ratios, self.participation = self._look.read()
             self.not_finite = not all(map(math.isfinite, ratios))
             self.ratios = dict(zip(("representations", "projections"), ratios, strict=True))
-            self._collapsed_looks = self._collapsed_looks + 1 if min(ratios) < COLLAPSED else 0
+            is_collapsed = any(r < limit for r, limit in zip(ratios, self._limits, strict=True))
+            self._collapsed_looks = self._collapsed_looks + 1 if is_collapsed else 0
             self._was_wide |= self.participation > WIDE
             is_narrow = self.participation < NARROW and batch_size >= SMALLEST_BATCH
             self._narrow_looks = self._narrow_looks + 1 if is_narrow else 0
             self._look = None
         if self._look is None:
-            features = outputs.representation1, outputs.projection1
-            figures = [*map(std_ratio, features), participation_ratio(outputs.projection1)]
-            self._look = Later([figure.float() for figure in figures])
+            self._look = _look(outputs)
         return has_come
+
+
+def _look(outputs: Outputs) -> Later:
+    """Both std ratios, and the participation ratio of the projections."""
+    features = outputs.representation1, outputs.projection1
+    figures = [*map(std_ratio, features), participation_ratio(outputs.projection1)]
+    return Later([figure.float() for figure in figures])
 
 
 def likely_causes(
@@ -145,7 +158,7 @@ def likely_causes(
     if optimizer is None:
         causes.append(
             "the learning rate is out of range for the optimizer (1e-4 to 5e-3 is usual for Adam; "
-            "rates such as 0.2 are meant for LARS)"
+            f"rates such as 0.2 are meant for LARS), or {VIEWS}"
         )
     else:
         name = type(optimizer).__name__
@@ -154,8 +167,8 @@ def likely_causes(
         if rate > limit:
             causes.append(f"{name}'s learning rate is {rate:g} (try {limit / 10:g})")
     return causes or [
-        "the learning rate is too high for this network (try a tenth), or two views of an image "
-        "have nothing in common (look at learner.views(images))"
+        "the learning rate or the weight decay is too high for this network (try a tenth), or "
+        + VIEWS
     ]
 
 
@@ -166,7 +179,8 @@ def message(watch: CollapseWatch, run: Run, steps_since_update: int, batch_size:
         figures = " and ".join(f"{ratio:.3f} of the {kind}" for kind, ratio in watch.ratios.items())
         found = (
             "Training has collapsed: images are hardly told apart any more. The std ratio is "
-            f"{figures}, and one of them was under {COLLAPSED} {looked}"
+            f"{figures}, and one of them was under {COLLAPSED}, or under half of what it began "
+            f"with, {looked}"
         )
     else:
         found = (

@@ -1,5 +1,6 @@
 """Notices gradients that are never cleared."""
 
+from collections.abc import Iterable
 from itertools import chain, pairwise
 
 from torch import Tensor, nn
@@ -12,53 +13,63 @@ LOOKS = 12  # at a parameter's gradient, when the first losses go backward
 STEPS = 8  # of the optimizer among them, after which nothing was cleared
 
 MESSAGE = (
-    "Gradients are added up from step to step: call optimizer.zero_grad() before loss.backward(), "
-    "or after optimizer.step()."
+    "Gradients of the {} are added up from step to step: call optimizer.zero_grad() before "
+    "loss.backward(), or after optimizer.step(), of an optimizer that holds all of the learner, or "
+    "learner.zero_grad()."
 )
 
 
 class GradientsWatch:
-    """Looks at the smallest weight whenever gradients of a loss begin to be taken.
+    """Looks at each part's smallest weight whenever gradients of a loss begin to be taken.
 
     What is added up on purpose is not stepped with in between, or is cleared after a step.
     """
 
     def __init__(self) -> None:
-        self._parameter: Tensor | None = None
-        self._looks: list[Later | None] = []  # None where there was no gradient
+        self._parameters: dict[str, Tensor] | None = None
+        self._looks: list[dict[str, Later]] = []  # of those that had a gradient
+        self._is_done = False
 
     def follow(self, loss: Tensor, learner: nn.Module) -> None:
         """Look when gradients of a learner's loss are taken."""
         if len(self._looks) >= LOOKS or not loss.requires_grad:
             return
-        if self._parameter is None:
-            self._parameter = smallest(learner)
-        if self._parameter is not None:
+        if self._parameters is None:
+            named = {name: _smallest(part) for name, part in parts(learner).items()}
+            self._parameters = {name: p for name, p in named.items() if p is not None}
+        if self._parameters:
             loss.register_hook(self._look)
 
     def _look(self, gradient: Tensor) -> None:
-        assert self._parameter is not None
-        values, there = self._parameter, self._parameter.grad
-        if there is None or there.is_sparse:
-            self._looks.append(None)
-            return
-        self._looks.append(norms([values, there]))
+        there = {
+            name: (parameter, parameter.grad)
+            for name, parameter in (self._parameters or {}).items()
+            if parameter.grad is not None and not parameter.grad.is_sparse
+        }
+        self._looks.append({name: norms(list(both)) for name, both in there.items()})
 
     def never_cleared(self) -> str:
         """What to say, when a training step begins; "" where nothing is to be said."""
-        if len(self._looks) < LOOKS or self._parameter is None:
+        if len(self._looks) < LOOKS or self._is_done:
             return ""
-        looks = [look for look in self._looks if look is not None]
-        if not all(look.has_come for look in looks):
+        if not all(later.has_come for look in self._looks for later in look.values()):
             return ""
-        self._parameter = None
-        if len(looks) < LOOKS - 1:  # there is none before the first
-            return ""
-        read = [look.read() for look in looks]
+        self._is_done = True
+        kept = [name for name in self._parameters or () if self._is_kept(name)]
+        return MESSAGE.format(" and the ".join(kept)) if kept else ""
+
+    def _is_kept(self, name: str) -> bool:
+        read = [look[name].read() for look in self._looks if name in look]
+        if len(read) < LOOKS - 1:  # there is none before the first
+            return False
         stepped = [now for before, now in pairwise(read) if before[0] != now[0]]
-        return MESSAGE if len(stepped) >= STEPS and all(grad > 0 for _, grad in stepped) else ""
+        return len(stepped) >= STEPS and all(grad > 0 for _, grad in stepped)
 
 
 def smallest(learner: nn.Module) -> Tensor | None:
     """The smallest of the weights that are trained, if it can be looked at without a wait."""
-    return min(weights(chain(*parts(learner).values())), key=Tensor.numel, default=None)
+    return _smallest(chain(*parts(learner).values()))
+
+
+def _smallest(part: Iterable[Tensor]) -> Tensor | None:
+    return min(weights(part), key=Tensor.numel, default=None)

@@ -50,6 +50,7 @@ class PairsWatch:
         self._few = 0  # steps in a row
         self._same: list[Later] = []
         self._states: set[int] = set()
+        self._state = 0  # at the last look
         self._repeats = 0
         self._matches: list[tuple[int, Later]] | None = []  # until they are judged
 
@@ -80,9 +81,10 @@ class PairsWatch:
         """What to say of the random state that views were drawn with."""
         if not self._is_look or self._repeats >= REPEATS:
             return ""
-        state = hash(tuple(torch.get_rng_state().tolist()))
-        self._repeats += state in self._states
-        self._states.add(state)
+        before, self._state = self._state, hash(tuple(torch.get_rng_state().tolist()))
+        # Where it has not changed since the last look nothing is drawn from it.
+        self._repeats += self._state != before and self._state in self._states
+        self._states.add(self._state)
         return REPEATS_MESSAGE if self._repeats == REPEATS else ""
 
     def are_few(self, batch_size: int, learner: nn.Module) -> str:

@@ -6,8 +6,8 @@ from torch.optim import Optimizer
 
 from byol_wrap.guard.optimizers import rate_of
 
-# Rates from which on no sound run is known, ten times what is large, of optimizers of torch.optim.
-TOO_HIGH = {"Adam": 0.1, "AdamW": 0.1, "NAdam": 0.1, "RAdam": 0.1, "SGD": 10.0}
+# Rates from which on runs are harmed, of optimizers of torch.optim; a fifth of them is large.
+TOO_HIGH = {"Adam": 0.05, "AdamW": 0.05, "NAdam": 0.05, "RAdam": 0.05, "SGD": 3.0}
 USUAL = {"SGD": 0.03}  # the others' is 1e-3
 LOW, HIGH = 0.02, 0.5  # of the highest rate so far
 RISES = 3  # from low to high

@@ -6,6 +6,7 @@ from statistics import mean
 import torch
 from torch import Tensor, nn
 
+from byol_wrap.guard.gradients import smallest
 from byol_wrap.guard.later import Later
 from byol_wrap.guard.look import spread, weights
 from byol_wrap.guard.optimizers import OptimizerSteps
@@ -26,6 +27,12 @@ CLIMBS_MESSAGE = (
     "The loss is maximised: the optimizer moves the {} along the gradient, not against it. Has one "
     "of its groups maximize=True, or a learning rate below 0? Every method's loss is to be "
     "minimised, also where its values are negative."
+)
+WASTED = 0.8  # of the losses that are counted
+WASTED_MESSAGE = (
+    "Of {} losses {} went backward for nothing: their gradients were cleared before any optimizer "
+    "had stepped. Call optimizer.step() after each loss.backward(), in the same loop, and "
+    "zero_grad() only after it."
 )
 ZERO_MESSAGE = (
     "The gradient of the {} was 0 or missing in {} steps of an optimizer that holds it, so that it "
@@ -92,23 +99,36 @@ class SteppingWatch:
 
     Attributes:
         steps: what follows them, and what has.
+        wasted: losses whose gradients were cleared before a step.
     """
 
     def __init__(self) -> None:
         self.steps: FirstSteps | None = None
+        self.wasted = 0
         self._training_steps = 0
         self._is_done = False
+        self._smallest: Tensor | None = None
+        self._stepped = -1  # optimizer steps, when the last loss went backward
 
     def follow(self, loss: Tensor, learner: nn.Module) -> None:
         """A learner has made a loss, and all its heads."""
         if self.steps is None and loss.requires_grad:
             self.steps = FirstSteps(learner)
+            self._smallest = smallest(learner)
+        if self._training_steps < COUNTED and self._smallest is not None and loss.requires_grad:
+            loss.register_hook(self._goes_backward)
+
+    def _goes_backward(self, gradient: Tensor) -> None:
+        assert self.steps is not None
+        assert self._smallest is not None
+        steps, self._stepped = self._stepped, self.steps.count
+        self.wasted += steps == self._stepped and self._smallest.grad is None
 
     def told(self, weight: float | None) -> tuple[str, str] | None:
         """What to warn of, a subject and a message, when a training step begins.
 
         Args:
-            weight: the largest that the loss had in what gradients were taken of; None where that
+            weight: what the loss usually had in what gradients were taken of; None where that
                 is not known yet. Where it is 0 the loss is not to be learnt from by now.
         """
         steps = self.steps
@@ -116,6 +136,8 @@ class SteppingWatch:
             return None
         self._training_steps += 1
         told = self._judge(steps, weight)
+        if self._training_steps == COUNTED and steps.count and self.wasted >= WASTED * COUNTED:
+            told = "wasted", WASTED_MESSAGE.format(COUNTED, self.wasted)
         if self._training_steps > UNTIL or (self._is_done and self._training_steps > COUNTED):
             steps.remove()
             self._training_steps = UNTIL + 1

@@ -56,13 +56,13 @@ class TrainedWatch:
         self._backward += 1
 
     def left_out(
-        self, learner: nn.Module, updates: int, steps: OptimizerSteps
+        self, learner: nn.Module, stepped: int, steps: OptimizerSteps
     ) -> tuple[str, str] | None:
         """What to warn of, a subject and a message, when a training step begins.
 
         Args:
             learner: whose step it is.
-            updates: how often the user has said that an optimizer stepped.
+            stepped: how often it seems that the user means an optimizer to have stepped.
             steps: those that optimizers have taken.
         """
         if self._is_done or (self._backward < self._next and not self._now):
@@ -91,8 +91,12 @@ class TrainedWatch:
             return "net", message.format(NET_AFTER)
         if last and steps.count >= HEADS_AFTER and (idle := _idle(unmoved, steps)):
             return "net", NEVER_STEPS_MESSAGE.format(" and the ".join(idle), steps.count)
-        stepped = max(updates, steps.others) >= NET_AFTER // 2
-        if last and stepped and len(unmoved) == len(everything) and _has_rate(everything):
+        if (
+            last
+            and stepped >= NET_AFTER // 2
+            and len(unmoved) == len(everything)
+            and _has_rate(everything)
+        ):
             return "net", STANDS_STILL_MESSAGE.format(NET_AFTER)
         return None
 

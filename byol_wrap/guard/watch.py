@@ -23,7 +23,7 @@ from byol_wrap.guard.weights import WeightsWatch
 from byol_wrap.warning import warn
 
 STEPS_WITHOUT_UPDATE = 100  # after how many a learner says that its target stands still
-WHEN_ATTACHED = 20  # times as many, since an attached optimizer may add up many batches to a step
+WHEN_ATTACHED = 5  # times as many, since an attached optimizer may add up many batches to a step
 TOO_LONG = 1.1, 10  # times total_steps, and steps: more than a run that was miscounted a little
 
 MOVED_MESSAGE = (
@@ -91,18 +91,9 @@ class Watch:
         self._key = key.detach()
 
     def pair(
-        self,
-        images: Tensor | Sequence[Tensor],
-        view1: Tensor,
-        view2: Tensor,
-        learner: nn.Module,
-        *,
-        is_own: bool,
+        self, images: Tensor | Sequence[Tensor], view1: Tensor, view2: Tensor, learner: nn.Module
     ) -> None:
-        """Two views are to be trained on, made of images; ``is_own``: by a user's pipelines.
-
-        Views that are given are images themselves.
-        """
+        """Two views are to be trained on, made of images; views that are given are images."""
         self._no_grad.with_gradient()
         self._weights.apart.saw(images)
         told = self._batches.told(images, view1, view2)
@@ -110,8 +101,7 @@ class Watch:
             self.warn(*told)
         if same := self._pairs.is_same(view1, view2):
             self.warn("alike", same)
-        drawn = images is not view1 and not is_own
-        if drawn and (repeated := self._pairs.is_repeated()):
+        if images is not view1 and (repeated := self._pairs.is_repeated()):
             self.warn("repeated", repeated)
         if few := self._pairs.are_few(len(view1), learner):
             self.warn("few", few)
@@ -149,7 +139,7 @@ class Watch:
         if run.decay is not None and (replaced := self._alike.replaced(learner, net)):
             self.warn("replaced", replaced)
         updates = self._updates if run.optimizer is None else 0
-        for about, told in self._weights.told(learner, updates):
+        for about, told in self._weights.told(learner, updates, is_pretrained=run.pretrained):
             if told:
                 self.warn(about, told)
         outputs = self.outputs

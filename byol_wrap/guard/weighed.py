@@ -1,11 +1,14 @@
 """Notices a loss whose negative is taken, or whose small gradients float16 loses."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from byol_wrap.guard.later import Later
 
 LOOK_EVERY, LOOKS = 5, 6  # losses that gradients are taken of, and looks at them, the first ones
+MOST = 0.8  # of the looks: at the very first a loss's sign may be another
 
 UNSCALED_MESSAGE = (
     "Training runs in float16 without a scaled loss: gradients under 6e-8 become 0 on their way. "
@@ -20,11 +23,11 @@ class WeighedWatch:
     A ``GradScaler`` makes it large, and batches that are added up divide it by their number.
 
     Attributes:
-        largest: of them all; None before they are known.
+        usual: what most of them are at most; None before they are known.
     """
 
     def __init__(self) -> None:
-        self.largest: float | None = None
+        self.usual: float | None = None
         self._taken = 0
         self._looks: list[Later] = []
         self._in_half = True  # whether all of them were
@@ -48,9 +51,10 @@ class WeighedWatch:
 
     def told(self) -> str:
         """What to say, when a training step begins; "" where nothing is to be said."""
-        if len(self._looks) < LOOKS or self.largest is not None:
+        if len(self._looks) < LOOKS or self.usual is not None:
             return ""
         if not all(look.has_come for look in self._looks):
             return ""
-        self.largest = max(look.read()[0] for look in self._looks)
-        return UNSCALED_MESSAGE if self._in_half and 0 <= self.largest <= 1 else ""
+        weights = sorted(look.read()[0] for look in self._looks)
+        self.usual = weights[math.ceil(MOST * LOOKS) - 1]
+        return UNSCALED_MESSAGE if self._in_half and self.usual >= 0 and weights[-1] <= 1 else ""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from byol_wrap.guard.apart import ApartWatch
 from byol_wrap.guard.gradients import GradientsWatch
 from byol_wrap.guard.jump import JumpWatch
+from byol_wrap.guard.little import LittleWatch
 from byol_wrap.guard.rates import RatesWatch
 from byol_wrap.guard.replaced import ReplacedWatch
 from byol_wrap.guard.returns import ReturnsWatch
@@ -25,6 +26,7 @@ class WeightsWatch:
         self.apart = ApartWatch()
         self.gradients = GradientsWatch()
         self.jump = JumpWatch()
+        self.little = LittleWatch()
         self.rates = RatesWatch()
         self.replaced = ReplacedWatch()
         self.returns = ReturnsWatch()
@@ -45,20 +47,24 @@ class WeightsWatch:
         """The target has followed the net."""
         self.jump.updated()
 
-    def told(self, learner: nn.Module, updates: int) -> Iterator[Told]:
+    def told(self, learner: nn.Module, updates: int, *, is_pretrained: bool) -> Iterator[Told]:
         """What to warn of when a training step begins; a message may be "".
 
         Args:
             learner: whose step it is.
             updates: how often the user has said that an optimizer stepped.
+            is_pretrained: whether the net was trained before.
         """
         nothing = "", ""
         if (steps := self.stepping.steps) is not None:
-            yield self.trained.left_out(learner, updates, steps) or nothing
+            stepped = max(updates, steps.others)
+            yield self.trained.left_out(learner, stepped, steps) or nothing
             yield self.rates.told(steps.counts) or nothing
-        yield self.stepping.told(self.weighed.largest) or nothing
-        yield "gradients", self.gradients.never_cleared()
+            moves = self.little.told(learner, steps.counts, is_pretrained=is_pretrained)
+            yield "net", moves
         yield "unscaled", self.weighed.told()
+        yield self.stepping.told(self.weighed.usual) or nothing
+        yield "gradients", self.gradients.never_cleared()
         yield "net", self.still.stands_still(learner, updates)
         yield "net", self.replaced.replaced(learner)
         yield self.apart.apart(learner) or nothing
