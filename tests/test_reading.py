@@ -522,7 +522,9 @@ DENSE: dict[str, tuple[Callable[[], nn.Module], Oracle]] = {
 @pytest.mark.parametrize("name", DENSE)
 def test_a_dense_output_is_read_at_the_narrowest_place_with_a_word(name: str) -> None:
     build, oracle = DENSE[name]
-    with pytest.warns(UserWarning, match=r"values for each place .*hidden_layer='") as told:
+    with pytest.warns(
+        UserWarning, match=r"(place or part|place|as it is fed).* rather than .*hidden_layer='"
+    ) as told:
         check(build(), (20,) if "table" in name else IMAGE, oracle)
     assert len(told) == 1
 

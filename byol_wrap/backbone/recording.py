@@ -100,8 +100,11 @@ class Record:
 
     @cached_property
     def _of_images(self) -> set[Any]:
-        given = (value for call in self.calls for value in call.outputs)
-        return {v.place[0] for v in given if v.place and v.tensor.shape[:1] == (self.batch,)}
+        every = (value for call in self.calls for value in call.outputs)
+        given = [v for v in every if v.place and v.tensor.shape[:1] == (self.batch,)]
+        # Images differ, and a constant, as of a time or a class, does not; unless one was repeated.
+        differ = [v for v in given if v.place and not torch.equal(v.tensor[0], v.tensor[-1])]
+        return {v.place[0] for v in differ or given if v.place}
 
     def values(self) -> Iterator[Value]:
         """All values that layers gave, the net's own last."""
