@@ -102,4 +102,5 @@ class Taps(Measure):
             return [Tap("", "output", given.part, given)]
         if mixing and mixing[0].input:
             return [Tap(mixing[0].name, "input", None, mixing[0].input)]
-        return self.taps(place)[:1]
+        others = [Tap(c.name, "input", None, c.input) for c in reads if c.name and c.input]
+        return (self.taps(place) or others)[:1]
