@@ -231,7 +231,7 @@ def weights(**shapes: tuple[int, ...]) -> nn.Module:
 def duel(net: Any, x: Tensor) -> Tensor:
     x = net.body(x)
     value, gain = net.value2(F.relu(net.value(x))), net.gain2(F.relu(net.gain(x)))
-    return (value.view(-1, 1, 11) + gain.view(-1, 4, 11)).softmax(2)
+    return value + gain
 
 
 def with_own(net: nn.Module, *shape: int, is_trained: bool = False) -> nn.Module:
@@ -875,10 +875,10 @@ TOLD: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Function(
             duel,
             body=conv_net(12),
-            value=OwnLinear(12, 16),
-            value2=OwnLinear(16, 11),
-            gain=OwnLinear(12, 16),
-            gain2=OwnLinear(16, 44),
+            value=OwnLinear(12, 300),
+            value2=OwnLinear(300),
+            gain=OwnLinear(12, 300),
+            gain2=OwnLinear(300),
         ),
         "the input of layer '(value|gain)2' may do as well",
     ),

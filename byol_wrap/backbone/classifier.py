@@ -109,7 +109,9 @@ def heads_of(record: Record, place: Edge, *, is_last: bool = False) -> list[Head
             found[node] = None  # features, as of a residual block
         else:
             found[node] = _activated(node, found) or _passed(record, node, found, is_last)
-    return sorted(found[place[0]] or (), key=_order(record))
+    rank = {node: i for i, node in enumerate(found)}
+    heads = sorted(found[place[0]] or (), key=lambda head: rank[head.gives])
+    return sorted(heads, key=_order(record))
 
 
 def layers_of(record: Record) -> dict[Any, Head]:
