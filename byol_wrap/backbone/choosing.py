@@ -275,7 +275,7 @@ def _dense(output: Value, fed: Tensor) -> str:
     shape = f"the net gives (B, {', '.join(map(str, output.tensor.shape[1:]))}), "
     if output.tensor.ndim == 2:
         is_as_fed = output.tensor.numel() == fed.numel()
-        what = "as many numbers as it is fed" if is_as_fed else "scores that it makes of places'"
+        what = "as many numbers as it is fed" if is_as_fed else "scores pooled over places"
         return f"{shape}{what} rather than features"
     parts = "place or part" if output.tensor.ndim == 3 else "place"
     return f"{shape}values for each {parts} of an image rather than for the image"
