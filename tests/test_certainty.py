@@ -104,9 +104,10 @@ def fc(reads: int, kernel: bool = False) -> nn.Module:
 class OwnLinear(nn.Module):
     """A Linear that is no ``nn.Linear``."""
 
-    def __init__(self) -> None:
+    def __init__(self, reads: int = 12, gives: int = CLASSES) -> None:
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.randn(CLASSES, 12)), nn.Parameter(torch.ones(1))
+        self.weight = nn.Parameter(torch.randn(gives, reads))
+        self.bias = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
@@ -169,6 +170,70 @@ def by_rows(net: Any, x: Tensor) -> Tensor:
     return net.fc(features.index_add(0, rows, net.expert(features[rows])))
 
 
+class OwnRelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * (ctx.saved_tensors[0] > 0)
+
+
+class Binarised(torch.autograd.Function):
+    """A Linear whose weights are signs, with a gradient straight through."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x @ weight.sign().t()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        return gradient @ weight.sign(), gradient.t() @ x
+
+
+def residual_tokens(net: Any, x: Tensor) -> Tensor:
+    tokens = net.one(net.body(x).flatten(2).mT)
+    return (tokens + net.two(tokens))[:, 0]
+
+
+def corrected(net: Any, x: Tensor) -> Tensor:
+    features, found = net.body(x), x.new_zeros(len(x), CLASSES)
+    for _ in range(3):
+        found = found + net.fc(torch.cat([features, found], 1))
+    return found
+
+
+def said(net: Any, x: Tensor) -> Tensor:
+    state, words = net.body(x).mean((2, 3)), []
+    for _ in range(3):
+        state = net.cell(torch.ones(len(x), 2), state)
+        words.append(net.fc(state))
+    return torch.stack(words, 1)
+
+
+def by_parameters(net: Any, x: Tensor) -> Tensor:
+    return (net.body(x) @ net.weights["one"]).relu() @ net.weights["two"]
+
+
+def complex_scores(net: Any, x: Tensor) -> Tensor:
+    pairs = torch.view_as_complex(net.body(x).unflatten(1, (6, 2)).contiguous())
+    return (pairs @ torch.view_as_complex(net.weights["all"])).abs()
+
+
+def weights(**shapes: tuple[int, ...]) -> nn.Module:
+    return nn.ParameterDict({name: torch.randn(shape) for name, shape in shapes.items()})
+
+
+def duel(net: Any, x: Tensor) -> Tensor:
+    x = net.body(x)
+    value, gain = net.value2(F.relu(net.value(x))), net.gain2(F.relu(net.gain(x)))
+    return value + gain
+
+
 def with_own(net: nn.Module, *shape: int, is_trained: bool = False) -> nn.Module:
     """The net with numbers of its own, which it may train."""
     numbers = torch.rand(shape)
@@ -224,6 +289,40 @@ def of_frames(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """The batch, one image after the other, is fed as clips of one frame."""
     features = net.body(torch.stack([x, x], 1).flatten(0, 1)).unflatten(0, (-1, 2)).mean(1)
     return net.one(features), net.two(features)
+
+
+def on_scores(function: Callable[[Any, Tensor], Any], *, gives: int = CLASSES, **own: Any) -> Any:
+    """A net that goes on from what its only Linear gives."""
+
+    def forward(net: Any, x: Tensor) -> Any:
+        return function(net, net.fc(net.body(x)))
+
+    return Function(forward, body=conv_net(12), fc=nn.Linear(12, gives), **own)
+
+
+def waves(z: Tensor) -> Tensor:
+    """Of lengths and angles."""
+    length, angle = z.chunk(2, 1)
+    return torch.cat([length * angle.cos(), length * angle.sin()], 1)
+
+
+SQUASHES: dict[str, Callable[[Tensor], Tensor]] = {
+    "clamped": F.hardtanh,
+    "of levels": lambda z: F.relu6(z) / 6,
+    "of several labels": F.hardsigmoid,
+    "softsign": F.softsign,
+    "of lengths and angles": waves,
+    "weighed by their halves": lambda z: (lambda a, b: a * b.sigmoid())(*z.chunk(2, 1)),
+    "weighed by their errors": lambda z: (lambda a, b: a * (-b).exp())(*z.chunk(2, 1)),
+    "weighed by their probabilities": lambda z: z * z.softmax(1),
+    "squared": lambda z: z * z,
+}
+
+
+@pytest.mark.parametrize("name", SQUASHES)
+def test_scores_that_are_squashed_or_gated_are_read_before(name: str) -> None:
+    squash = SQUASHES[name]
+    check(on_scores(lambda _, z: squash(z)), IMAGE, ("fc", "input", same))
 
 
 def prototypes(size: int) -> nn.Module:
@@ -405,6 +504,22 @@ READ: dict[str, tuple[Callable[[], nn.Module], Oracle]] = {
         lambda: Function(of_frames, body=conv_net(12), one=mlp(), two=mlp()),
         ("one.0", "input", same),
     ),
+    "an activation that the net writes itself": (
+        lambda: on_scores(lambda _, y: y * y.sigmoid()),
+        ("", "output", same),
+    ),
+    "an activation of the net's own": (
+        lambda: on_scores(lambda _, y: OwnRelu.apply(y)),
+        ("", "output", same),
+    ),
+    "complex scores": (
+        lambda: Function(complex_scores, body=conv_net(12), weights=weights(all=(6, 5, 2))),
+        ("body", "output", same),
+    ),
+    "a residual block of tokens": (
+        lambda: Function(residual_tokens, body=encoder(), one=nn.Linear(16, 16), two=mlp(16)),
+        ("", "output", same),
+    ),
     "a part that ends in a narrow layer": (
         lambda: nn.Sequential(
             nn.Sequential(conv_net(32), nn.Linear(32, 12), nn.ReLU()), nn.Linear(12, CLASSES)
@@ -498,7 +613,9 @@ def head(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def mlp() -> nn.Module:
+def mlp(size: int | None = None) -> nn.Module:
+    if size:
+        return head(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, size))
     return head(nn.Linear(12, 12), nn.ReLU(), fc(12))
 
 
@@ -708,6 +825,62 @@ TOLD: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "stages that read what is left": (
         lambda: Function(stages, stages=nn.ModuleList([stage(), stage()])),
         "a part of it was made by no layer",
+    ),
+    "scores that a second layer adds to": (
+        lambda: on_scores(lambda net, z: z + net.two(z.relu()), two=fc(CLASSES)),
+        "its numbers may be scores of layer 'fc' and layer 'two'",
+    ),
+    "scores that others correct": (
+        lambda: with_own(
+            on_scores(lambda net, z: z + z.sigmoid() @ net.own), CLASSES, CLASSES, is_trained=True
+        ),
+        "its numbers may be scores of layer 'fc'",
+    ),
+    "scores that are corrected step by step": (
+        lambda: Function(corrected, body=conv_net(12), fc=fc(12 + CLASSES)),
+        "may be scores of layer 'fc', which runs 3 times",
+    ),
+    "words of a decoder": (
+        lambda: Function(said, body=encoder(), cell=nn.GRUCell(2, 16), fc=fc(16)),
+        "may be scores of layer 'fc', which runs 3 times",
+    ),
+    "a binarised Linear": (
+        lambda: Function(
+            lambda net, x: Binarised.apply(net.body(x), net.fc.weight),
+            body=conv_net(12),
+            fc=fc(12),
+        ),
+        "its last step, Binarised, is none",
+    ),
+    "two products with parameters": (
+        lambda: Function(
+            by_parameters, body=conv_net(12), weights=weights(one=(12, 48), two=(48, CLASSES))
+        ),
+        "a product with a parameter",
+    ),
+    "decisions that weigh leaves": (
+        lambda: with_own(
+            on_scores(lambda net, z: z.sigmoid() @ net.own.softmax(1)),
+            CLASSES,
+            5,
+            is_trained=True,
+        ),
+        "the output of layer 'fc', .* the net squashes it",
+    ),
+    "coefficients of fixed curves": (
+        lambda: with_own(on_scores(lambda net, z: z @ net.own), CLASSES, 30),
+        "the output of layer 'fc', .* multiplies it with fixed numbers",
+    ),
+    "two heads of layers of the net's own": (
+        lambda: Function(
+            duel,
+            body=conv_net(12),
+            value=OwnLinear(12, 300),
+            value2=OwnLinear(300),
+            gain=OwnLinear(12, 300),
+            gain2=OwnLinear(300),
+        ),
+        "the input of layer '(value|gain)2' may do as well",
     ),
     "boxes of each place": (lambda: over_places(125), "gives 125 numbers for each place of a map"),
     "fewer scores of each place": (lambda: over_places(40), "gives 40 numbers for each place"),

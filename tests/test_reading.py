@@ -246,7 +246,9 @@ def test_modes_that_lead_to_different_places_are_told() -> None:
         return net.fc(net.neck(features)) if net.training else features
 
     net = with_fc(forward, neck=nn.Linear(12, 12))
-    with pytest.raises(ValueError, match="not reached in eval mode"):
+    with pytest.raises(
+        ValueError, match=r"not reached in eval mode.*There are .*hidden_layer='body'"
+    ):
         wrap(net)
     net.function = lambda net, x: (
         net.fc(net.neck(net.body(x))) if net.training else net.neck(net.body(x)).relu()
@@ -440,6 +442,12 @@ class Masked(nn.Module):
         return self.out(self.decoder(both))
 
 
+def at_a_time(net: Any, x: Tensor) -> Tensor:
+    """As a U-Net of a diffusion model."""
+    time = net.time(torch.ones(len(x), 4))[:, :, None, None]
+    return F.interpolate(net.up(net.down(x) + time), scale_factor=2)
+
+
 DENSE: dict[str, tuple[Callable[[], nn.Module], Oracle]] = {
     "U-Net": (Dense, ("down3", "output", mean)),
     "dilated": (
@@ -515,6 +523,12 @@ DENSE: dict[str, tuple[Callable[[], nn.Module], Oracle]] = {
         ),
         ("3", "output", same),
     ),
+    "a map that the embedding of a time joins": (
+        lambda: Function(
+            at_a_time, time=nn.Linear(4, 32), down=block(3, 32), up=nn.Conv2d(32, 3, 1)
+        ),
+        ("down", "output", mean),
+    ),
     "a pyramid of fused maps": (Pyramid, ("body.c", "output", mean)),
 }
 
@@ -522,7 +536,9 @@ DENSE: dict[str, tuple[Callable[[], nn.Module], Oracle]] = {
 @pytest.mark.parametrize("name", DENSE)
 def test_a_dense_output_is_read_at_the_narrowest_place_with_a_word(name: str) -> None:
     build, oracle = DENSE[name]
-    with pytest.warns(UserWarning, match=r"values for each place .*hidden_layer='") as told:
+    with pytest.warns(
+        UserWarning, match=r"(place or part|place|as it is fed).* rather than .*hidden_layer='"
+    ) as told:
         check(build(), (20,) if "table" in name else IMAGE, oracle)
     assert len(told) == 1
 

@@ -15,11 +15,13 @@ from byol_wrap.backbone.classifier import (
 )
 from byol_wrap.backbone.graph import Edge, ancestors, is_bypassed, kind, parents, shape_of
 from byol_wrap.backbone.measuring import VIEWS, width
+from byol_wrap.backbone.products import DISTANCES, is_fixed
 from byol_wrap.backbone.recording import Call, Value
 from byol_wrap.backbone.rivals import SHARED
 from byol_wrap.backbone.taps import Tap, Taps
 
 NORMALIZES = ("Div", "Expand", *NORMS)
+DECISIONS = ("Sigmoid", "Hardsigmoid", "Softmax")
 SCALED = ("Div", "Mul", "T", "NativeDropout", *VIEWS)
 
 
@@ -68,6 +70,23 @@ class Before(Taps):
             place = max(parents(place[0]), key=self.mass)
             taps = self._given_or_read(place, head)
         return [tap for tap in own + taps if not is_picked(self.record, tap.layer)]
+
+    def teller(self, value: Value, products: Sequence[Head]) -> Head | None:
+        """The layer that gives what some products read, where that may be what the net tells.
+
+        As it squashes it, or multiplies it with fixed numbers; and not a normalised embedding.
+        """
+        given = heads_of(self.record, value.place) if value.place and products else []
+        if len(given) != 1 or given[0].call is None:
+            return None
+        kinds = set()
+        for head in products:
+            nodes = ancestors(head.reads, {given[0].gives})
+            kinds |= {kind(node) for node in nodes if given[0].gives in ancestors((node, 0))}
+        is_normed = not kinds.isdisjoint(NORMALIZES)
+        matrices = all(kind(head.gives) not in DISTANCES for head in products)
+        by_numbers = matrices and not is_normed and all(is_fixed(head.gives) for head in products)
+        return given[0] if by_numbers or not kinds.isdisjoint(DECISIONS) else None
 
     def _giving(self, head: Head) -> Call | None:
         """The layer of another kind that multiplies what it reads itself."""

@@ -87,6 +87,7 @@ def _steps(
             and v.place != output.place
             and len(v.tensor) == record.batch
             and v.tensor.ndim > 1
+            and record.depends_on_images(v.place[0])
         ]
         given = [(count, v) for count, v in given if count > 1 or v.tensor.ndim == 2]
         if not given or record.times[call.name] > 1:

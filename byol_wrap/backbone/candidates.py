@@ -178,10 +178,14 @@ def doubt(record: Record, sample: Tensor, found: Found, also: str, trainable: se
     )
 
 
-def what_there_is(record: Record, sample: Tensor) -> str:
-    """Which layers can be chosen where the rule finds nothing, the last first."""
+def what_there_is(record: Record, sample: Tensor, other: Record | None = None) -> str:
+    """Which layers can be chosen where the rule finds nothing, the last first.
+
+    Those that run once in another forward, too, if there is one.
+    """
     rows = [row for row in candidates(record, sample, None) if row.name and row.share]
-    several = [] if rows else [v for v in _outermost(record) if v[0]]
+    rows = [row for row in rows if other is None or other.once(row.name)]
+    several = [] if rows or other else [v for v in _outermost(record) if v[0]]
     if several:
         return _of_several(record, several)
     if not rows:

@@ -13,16 +13,13 @@ from torch.autograd.function import BackwardCFunction
 from byol_wrap.backbone.branches import is_picked
 from byol_wrap.backbone.classifier import (
     ACTIVATIONS,
-    CONVOLUTIONS,
     NORMS,
     RESHAPES,
-    Head,
-    heads_of,
-    is_attended,
 )
 from byol_wrap.backbone.graph import Edge, ancestors, channel_dim, dims, kind, parents, shape_of
 from byol_wrap.backbone.measuring import Measure
-from byol_wrap.backbone.recording import Call, Record, Value
+from byol_wrap.backbone.recording import Call, Record
+from byol_wrap.backbone.scores import are_scores, score_places
 from byol_wrap.backbone.taps import Tap
 
 _LEARNED = "Convolution Addmm Mm Linear NativeLayerNorm NativeGroupNorm FusedRmsNorm CudnnRnn"
@@ -36,7 +33,6 @@ PASSES = frozenset(
 )
 PASSES_WITHIN = ("AvgPool", "Pad")
 PERHAPS_SCORES = ("Bmm", "Maximum")  # of an output; what classifiers read may end so
-ROUND = 8  # what the channels of backbones are multiples of
 MIXES = "the net mixes the images of a batch on the way to it, as mixup does"
 PUTS = ("IndexAdd", "IndexCopy", "IndexPut", "IndexPutImpl")
 REORDERS = ("Index", "IndexSelect", "Flip", "Roll")
@@ -55,7 +51,7 @@ def uncertainty(measure: Measure, tap: Tap, ends: Sequence[Edge], trainable: set
     if value.place is None:
         return ""
     return (
-        (_are_scores(measure, value) or _score_places(measure, value) if tap.layer == "" else "")
+        (are_scores(measure, value) or score_places(measure, value) if tap.layer == "" else "")
         or _last_step(record, value.place, value.tensor.ndim == 2 and not ends, bool(ends))
         or _holds_what_is_fed(value.place)
         or _is_one_of_several(record, tap)
@@ -63,69 +59,6 @@ def uncertainty(measure: Measure, tap: Tap, ends: Sequence[Edge], trainable: set
         or _is_read_detached(record, tap)
         or _is_cut_off(record, value.place, trainable)
     )
-
-
-def _are_scores(measure: Measure, value: Value) -> str:
-    """Whether the net's output is what layers give that cannot be read before."""
-    record = measure.record
-    heads = heads_of(record, value.place) if value.place else []
-    is_backbone = any(head.is_rectified or head.is_normed for head in heads)
-    if not heads or is_backbone or measure.positions(value) > 1 or is_embedding(value):
-        return ""
-    if all(head.is_projection for head in heads):
-        is_plain = any(map(_is_projected, heads))
-        return "" if is_plain else "its numbers are a product with a parameter: they may be scores"
-    names = dict.fromkeys(head.call.name for head in heads if head.call)
-    often = [f"layer {name!r}, which runs {record.times[name]} times" for name in names]
-    return f"its numbers may be scores of {' and '.join(often[:2]) or 'a product'}"
-
-
-def _score_places(measure: Measure, value: Value) -> str:
-    """Whether a map is what a convolution with a bias gives, with nothing behind it, as scores are.
-
-    A backbone's keep or widen the channels, to a round number, and have a map for themselves.
-    """
-    record = measure.record
-    call = _convolution(record, value.place) if measure.positions(value) > 1 else None
-    if call is None or call.input is None:
-        return ""
-    layer = call.layer
-    assert isinstance(layer, CONVOLUTIONS)
-    gives, reads = layer.out_channels, layer.in_channels
-    others = [_convolution(record, output.place) for output in record.net_outputs]
-    siblings = [o for o in others if o and o is not call and o.input]
-    is_alone = all(o.input and o.input.place != call.input.place for o in siblings)
-    if gives >= reads and gives % ROUND == 0 and is_alone:
-        return ""
-    return (
-        f"layer {call.name!r} gives {gives} numbers for each place of a map, with no norm or "
-        "activation behind it: they may be scores"
-    )
-
-
-def _convolution(record: Record, place: Edge | None) -> Call | None:
-    """The call of the convolution with a bias that gave a value, which was only reshaped since."""
-    node = place[0] if place else None
-    while node is not None and kind(node) in RESHAPES.split() and len(parents(node)) == 1:
-        node = parents(node)[0][0]
-    for call in record.calls:
-        if isinstance(call.layer, CONVOLUTIONS) and call.layer.bias is not None and call.outputs:
-            given = call.outputs[0].place
-            if given is not None and given[0] is node:
-                return call
-    return None
-
-
-def _is_projected(head: Head) -> bool:
-    """Whether a product is known to end an embedding: without a bias, or of an attention."""
-    wider = shape_of(head.gives)[-1] > shape_of(*head.reads)[-1]
-    return is_attended(head.reads) or not (wider or kind(head.gives) == "Addmm")
-
-
-def is_embedding(value: Value) -> bool:
-    """Whether it is vectors of length 1, as no scores are."""
-    vectors = value.tensor.detach()
-    return vectors.ndim == 2 and bool(((vectors.norm(dim=1) - 1).abs() < 1e-3).all())
 
 
 def _last_step(record: Record, place: Edge, is_output: bool, is_classified: bool) -> str:
@@ -153,7 +86,7 @@ def _last_step(record: Record, place: Edge, is_output: bool, is_classified: bool
             return ""
         passes = name in PASSES or any(word in name for word in PASSES_WITHIN)
         passes |= name == "Log" and is_classified
-        passes |= isinstance(node, BackwardCFunction)  # an activation of the net's own, mostly
+        passes |= _is_own_activation(node)
         if passes and not (name in REDUCES and _reduces_channels(node)):
             nodes += made_of
         elif not hasattr(node, "variable"):
@@ -161,6 +94,13 @@ def _last_step(record: Record, place: Edge, is_output: bool, is_classified: bool
     if not last:
         return ""
     return f"its last step, {last[0]}, is none that is known to give features"
+
+
+def _is_own_activation(node: Any) -> bool:
+    """Whether it is a function of the net's own that keeps the shape of the one value it reads."""
+    before = parents(node)
+    is_one = isinstance(node, BackwardCFunction) and len(before) == 1
+    return is_one and shape_of(*before[0]) == shape_of(node)
 
 
 def _holds_what_is_fed(place: Edge) -> str:

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from torch import Tensor
+
 from byol_wrap.backbone.before import NORMALIZES, Before
 from byol_wrap.backbone.bottleneck import find_bottleneck
-from byol_wrap.backbone.certainty import is_embedding
 from byol_wrap.backbone.classifier import RECTIFIERS, Head, heads_of, main_of, trunk_of
 from byol_wrap.backbone.folding import is_decoded, is_folded, reads_one_value
 from byol_wrap.backbone.graph import Edge, ancestors, kind, parents, shape_of, tokens_in_front
@@ -14,6 +15,7 @@ from byol_wrap.backbone.pyramid import level_before_extras, without_extras
 from byol_wrap.backbone.recording import Value
 from byol_wrap.backbone.representation import MAIN_FIELDS, fields_of, main_tensor
 from byol_wrap.backbone.rivals import rivals
+from byol_wrap.backbone.scores import is_embedding
 from byol_wrap.backbone.taps import Choice
 
 End = tuple[Value, list[Head]]  # one of a net's outputs, and the classifiers that give it
@@ -50,7 +52,8 @@ class Chooser(Before):
                 return projected
         ends = self._read_by_none(ends)
         if ends:
-            return self._given_beside(ends, outputs) or self._before_classifier(ends)
+            choice = self._given_beside(ends, outputs) or self._before_classifier(ends)
+            return choice if choice.doubt else self._unless_told(choice, ends)
         found = self._narrowest(deepest, self.positions) if self.positions(deepest) > 1 else None
         return found or self._end(self._before_fusing(deepest, outputs), outputs)
 
@@ -73,7 +76,7 @@ class Chooser(Before):
     def _narrowest(self, output: Value, positions: Callable[[Value], int]) -> Choice | None:
         found = find_bottleneck(self.record, output, positions, self.channels)
         taps = [] if found is None else self.taps(found.place)
-        return Choice(taps, doubt=_dense(output)) if taps else None
+        return Choice(taps, doubt=_dense(output, self.sample)) if taps else None
 
     def _end(self, output: Value, outputs: Sequence[Value]) -> Choice:
         """The net's output, or what gives scores for each of its places reads."""
@@ -82,13 +85,13 @@ class Chooser(Before):
         heads = self.readable(output, found)
         if heads and all(head.narrows for head in heads):
             choice = self._before_classifier([(output, heads)], of_places=True)
-            return replace(choice, doubt=_dense(output), instead=())
+            return replace(choice, doubt=_dense(output, self.sample), instead=())
         choice = Choice(self.of_net(output.tensor))
         if self.is_perhaps_classifier(output, found):
             given, read = shape_of(found[0].gives)[1], shape_of(*found[0].reads)[1]
             why = f"its last convolution narrows {read} channels to {given} and has no activation "
             why += "behind it: its numbers may be scores"
-            return replace(choice, doubt=why, instead=(self.first_of(found[0].reads),))
+            return replace(choice, doubt=why, instead=tuple(self.first_of(found[0].reads)))
         everything = self._outputs()
         finer = level_before_extras(self, output, everything)
         if finer is not None:
@@ -99,7 +102,7 @@ class Chooser(Before):
         made = [v for v in others if v.place and output.place[0] in ancestors(v.place)]
         scores = [v for v in made if self._scores_places(v)]
         if scores:
-            return replace(choice, doubt=_dense(scores[0]))
+            return replace(choice, doubt=_dense(scores[0], self.sample))
         return self._among_equals(choice, output.place, [v.place for v in outputs if v.place])
 
     def _scores_places(self, value: Value) -> bool:
@@ -210,6 +213,15 @@ class Chooser(Before):
                 return Choice(features, ends, PROJECTED, tuple(choice.taps[:1]))
         return self._among_equals(choice, largest.reads, places)
 
+    def _unless_told(self, choice: Choice, ends: Sequence[End]) -> Choice:
+        """The choice, with a doubt where it may be numbers that the net tells, not features."""
+        products = [head for _, heads in ends for head in heads if head.call is None]
+        head = self.teller(choice.taps[0].value, products)
+        if head is None:
+            return choice
+        why = "the net squashes it, or multiplies it with fixed numbers: it may be scores"
+        return replace(choice, doubt=why, instead=tuple(self.before(head)[:1]))
+
     def _given_beside(self, ends: Sequence[End], outputs: Sequence[Value]) -> Choice | None:
         """The features that a net gives beside what several layers make of them: a projection."""
         scores = {id(value) for value, _ in ends}
@@ -232,8 +244,8 @@ class Chooser(Before):
         equal = [] if place is None else rivals(self, place, others)
         if not equal:
             return choice
-        taps = [self.first_of(other) for other in equal]
-        named = " and ".join(tap.where for tap in taps)
+        taps = [tap for other in equal for tap in self.first_of(other)]
+        named = " and ".join(tap.where for tap in taps) or "a value that no layer gives"
         hang = "they hang" if len(taps) > 1 else "it hangs"
         why = f"{named} may do as well: {hang} on a comparable number of parameters, and none is "
         return replace(choice, doubt=why + "made from another", instead=tuple(taps))
@@ -259,12 +271,14 @@ class Chooser(Before):
         return self._deepest([v for v in coarse if not _is_upsampled(v)] or [deepest])
 
 
-def _dense(output: Value) -> str:
-    shape = tuple(output.tensor.shape[1:])
-    return (
-        f"the net gives (B, {', '.join(map(str, shape))}), values for each place of an image "
-        "rather than for the image"
-    )
+def _dense(output: Value, fed: Tensor) -> str:
+    shape = f"the net gives (B, {', '.join(map(str, output.tensor.shape[1:]))}), "
+    if output.tensor.ndim == 2:
+        is_as_fed = output.tensor.numel() == fed.numel()
+        what = "as many numbers as it is fed" if is_as_fed else "scores pooled over places"
+        return f"{shape}{what} rather than features"
+    parts = "place or part" if output.tensor.ndim == 3 else "place"
+    return f"{shape}values for each {parts} of an image rather than for the image"
 
 
 def _is_class_token(place: Edge) -> bool:

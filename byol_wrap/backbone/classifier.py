@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from byol_wrap.backbone.graph import Edge, ancestors, dims, in_order, kind, parents, shape_of
-from byol_wrap.backbone.products import features_of
+from byol_wrap.backbone.graph import Edge, ancestors, in_order, kind, parents, shape_of
+from byol_wrap.backbone.products import features_of, is_by_parameter, is_fixed
 from byol_wrap.backbone.recording import Call, Record
+from byol_wrap.backbone.slices import cut_out
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 RESHAPES = (
@@ -25,7 +26,11 @@ RESHAPES = (
     "MaskedScatter"
 )
 SCALES = "Mul Div Add Sub Rsub Neg Addcmul Pow Sqrt Rsqrt Reciprocal Where MaskedFill NativeDropout"
-SQUASHES = "Softmax LogSoftmax Tanh Sigmoid LogSigmoid Clamp ClampMin ClampMax Softplus Exp Log"
+SQUASHES = (
+    "Softmax LogSoftmax Tanh Sigmoid LogSigmoid Hardsigmoid Clamp ClampMin ClampMax Softplus "
+    "Exp Log Abs Cos Sin"
+)
+CLAMPS = ("Hardtanh", "Relu6")  # of vectors; in maps they are activations
 REDUCES = (
     "Mean Sum Max Amax Min Logsumexp LinalgVectorNorm Norm AvgPool2D AvgPool3D AdaptiveAvgPool2D "
     "AdaptiveAvgPool3D MkldnnAdaptiveAvgPool2D"
@@ -82,10 +87,16 @@ def is_mixing(layer: nn.Module) -> bool:
     )
 
 
-def heads_of(record: Record, place: Edge) -> list[Head]:
+def heads_of(record: Record, place: Edge, *, is_last: bool = False) -> list[Head]:
     """The heads that a value is made of, and of nothing else, in the order in which they ran.
 
     Empty where it is made of something else, too.
+
+    Args:
+        record: of a forward.
+        place: of the value.
+        is_last: whether vectors that are added to themselves, at a net's very end, are followed,
+            too: scores are refined so, as well as features.
     """
     layers, attended = layers_of(record), _ends_of_attentions(record)
     found: dict[Any, frozenset[Head] | None] = {}
@@ -97,8 +108,10 @@ def heads_of(record: Record, place: Edge) -> list[Head]:
         elif node in attended:
             found[node] = None  # features, as of a residual block
         else:
-            found[node] = _activated(node, found) or _passed(record, node, found)
-    return sorted(found[place[0]] or (), key=_order(record))
+            found[node] = _activated(node, found) or _passed(record, node, found, is_last)
+    rank = {node: i for i, node in enumerate(found)}
+    heads = sorted(found[place[0]] or (), key=lambda head: rank[head.gives])
+    return sorted(heads, key=_order(record))
 
 
 def layers_of(record: Record) -> dict[Any, Head]:
@@ -206,69 +219,53 @@ def _adds_to_itself(parts: Sequence[frozenset[Head]]) -> bool:
 
 
 def _passed(
-    record: Record, node: Any, found: dict[Any, frozenset[Head] | None]
+    record: Record, node: Any, found: dict[Any, frozenset[Head] | None], is_last: bool
 ) -> frozenset[Head] | None:
     before = [found[parent] for parent, _ in parents(node)]
     read = features_of(node, found, record.depends_on_images)
     if read is not None and _is_expectation(node, read):
         return found[read[0]]
     if read is not None:
-        return frozenset([Head(read, node, None, is_projection=_is_by_parameter(node, read))])
+        return frozenset([Head(read, node, None, is_projection=is_by_parameter(node, read))])
     if kind(node) in ("Mm", "Addmm") and set(before) == {frozenset()}:
         return frozenset()  # it reads what the net is fed, or parameters alone
     if kind(node) == "Slice":
-        before = [found[parent] for parent in _cut_out(node)]
-    if kind(node) not in PASSED or None in before or not before:
+        before = [found[parent] for parent in cut_out(node)]
+    is_vector = shape_of(node)[:1] == (record.batch,) and len(shape_of(node)) == 2
+    is_passed = kind(node) in PASSED or (is_vector and kind(node) in CLAMPS)
+    if not is_passed or None in before or not before:
         return None
     parts = [part for part in before if part]
-    if kind(node) == "Mul" and len(parts) == 2 and parts[0] & parts[1]:
-        return None  # x * sigmoid(x): an activation
-    if kind(node) in ("Add", "Sub") and len(parts) > 1 and _adds_to_itself(parts):
+    is_shared = kind(node) == "Mul" and len(parts) == 2 and bool(parts[0] & parts[1])
+    if is_shared and not (is_vector and not _is_activation(node)):
+        return None
+    is_sum = kind(node) in ("Add", "Sub") and len(parts) > 1
+    if is_sum and not (is_last and is_vector) and _adds_to_itself(parts):
         return None
     return frozenset().union(*parts)
+
+
+def _is_activation(product: Any) -> bool:
+    """Whether a value is multiplied with what is made of each of its elements: x * sigmoid(x)."""
+    one, other = parents(product)
+    return one != other and (_is_made_of(one, other) or _is_made_of(other, one))
+
+
+def _is_made_of(place: Edge, value: Edge) -> bool:
+    mixes = {*RESHAPES.split(), *REDUCES.split(), "Softmax", "LogSoftmax"}
+    while place != value:
+        before = parents(place[0])
+        if len(before) != 1 or kind(place[0]) in mixes:
+            return False
+        place = before[0]
+    return True
 
 
 def _is_expectation(node: Any, read: Edge) -> bool:
     """Whether it weighs fixed numbers, no parameters, by probabilities."""
     while kind(read[0]) in RESHAPES.split():
         read = parents(read[0])[0]
-    product = node if kind(node) != "Sum" else parents(node)[0][0]
-    return kind(read[0]) == "Softmax" and len(parents(product)) == 1
-
-
-def _is_by_parameter(node: Any, read: Edge) -> bool:
-    """Whether the other factor of a product is a parameter, perhaps transposed."""
-    others = [parent for parent, index in parents(node) if (parent, index) != read]
-    factor = others[-1] if others else None
-    if factor is not None and kind(factor) in ("T", "Transpose", "Permute"):
-        factor = parents(factor)[0][0]
-    return hasattr(factor, "variable")
-
-
-def _cut_out(node: Any) -> list[Any]:
-    """What a slice is taken from: of parts that were joined, those that it overlaps."""
-    before = [parent for parent, _ in parents(node)]
-    along = dims(node)
-    if len(before) != 1 or kind(before[0]) != "Cat" or dims(before[0]) != along:
-        return before
-    whole = before[0].next_functions
-    if any(part is None or not shape_of(part, index) for part, index in whole):
-        return before
-    size = shape_of(before[0])[along[0]]
-    start, end = (_place(getattr(node, f"_saved_{name}"), size) for name in ("start", "end"))
-    found, at = [], 0
-    for part, index in whole:
-        length = shape_of(part, index)[along[0]]
-        if at < end and start < at + length:
-            found.append(part)
-        at += length
-    return found
-
-
-def _place(saved: int, size: int) -> int:
-    """A slice's bound, counted from the front."""
-    signed = saved - 2**64 if saved >= 2**63 else saved
-    return min(max(signed + size if signed < 0 else signed, 0), size)
+    return kind(read[0]) == "Softmax" and is_fixed(node)
 
 
 def _order(record: Record) -> Any:

@@ -137,10 +137,10 @@ class _Probe:
             found = self._found(self.training)
             return self._finding(self.training, found, found.unused, "")
         if self.training.error is not None:
-            found = _reached_in(self.training, self._found(self.using), self.training.error)
+            found = self._reached_in(self.training, self._found(self.using), self.using)
             return self._finding(self.using, found, found.unused, "")
         found, other = self._found(self.training), self._found(self.using)
-        found = _reached_in(self.using, found, None)
+        found = self._reached_in(self.using, found, self.training)
         why = _disagreement(self.using, found, other)
         if found.choice.instead and not other.choice.instead:  # what is only there in training
             found = replace(found, choice=replace(found.choice, doubt="", instead=()))
@@ -163,6 +163,26 @@ class _Probe:
             told = doubt(run, self.sample, found, why or self._draws(found), self.asked)
         slopes = None if prepared is None else prepared.slopes
         return Finding(found.representation, unused, behind, told, slopes)
+
+    def _reached_in(self, run: Record, found: Found, first: Record) -> Found:
+        """The same value, taken where it is reached in another forward than the first, too.
+
+        Raises:
+            ValueError: it is reached nowhere there.
+        """
+        for tap in found.choice.taps:
+            value = tap.find(run)
+            if value is not None and value.tensor.shape[1:] == tap.value.tensor.shape[1:]:
+                return at(found, tap)
+        error, tap = run.error, found.choice.taps[0]
+        mode = "eval" if error is None else "training"
+        why = "" if error is None else f" It fails there: {str(error).rstrip('.')}."
+        where = f"layer {tap.layer!r}" if tap.layer else "the net's output"
+        raise ValueError(
+            f"What represents an image, the {tap.side} of {where}, is not reached in {mode} mode, "
+            f"or is another there.{why} Choose a hidden_layer that is reached once in both modes. "
+            + what_there_is(first, self.sample, run)
+        ) from error
 
     def _draws(self, found: Found) -> str:
         """Whether it is drawn anew in each forward in eval mode, too, as some of the tokens are."""
@@ -224,26 +244,6 @@ def _advice(using: Record, sample: Tensor) -> str:
             "x.permute(0, 2, 3, 1)."
         )
     return "Do image_size and channels suit it? Other images need image_size= and channels=."
-
-
-def _reached_in(record: Record, found: Found, error: Exception | None) -> Found:
-    """The same value, taken where it is reached in another forward, too.
-
-    Raises:
-        ValueError: it is reached nowhere there.
-    """
-    for tap in found.choice.taps:
-        value = tap.find(record)
-        if value is not None and value.tensor.shape[1:] == tap.value.tensor.shape[1:]:
-            return at(found, tap)
-    mode = "eval" if error is None else "training"
-    tap = found.choice.taps[0]
-    why = "" if error is None else f" It fails there: {str(error).rstrip('.')}."
-    where = f"layer {tap.layer!r}" if tap.layer else "the net's output"
-    raise ValueError(
-        f"What represents an image, the {tap.side} of {where}, is not reached in {mode} mode, or "
-        f"is another there.{why} Choose a hidden_layer that is reached once in both modes."
-    ) from error
 
 
 def _disagreement(using: Record, found: Found, other: Found) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from byol_wrap.backbone.graph import Edge, channel_dim, dims, kind, shape_of
+from byol_wrap.backbone.graph import Edge, channel_dim, dims, kind, parents, shape_of
 
 MATRICES = {"Mm": 0, "Bmm": 0, "Addmm": 1, "Baddbmm": 1}  # and their first factor
 DISTANCES = ("Cdist", "EuclideanDist")  # of rows
@@ -52,3 +52,18 @@ def _sums_channels(node: Any, product: Any, read: Edge) -> bool:
     last = len(shape_of(product)) - 1
     own = channel_dim(read)
     return dims(node) == [last] and (own is None or own == len(shape_of(*read)) - 1)
+
+
+def is_by_parameter(node: Any, read: Edge) -> bool:
+    """Whether the other factor of a product is a parameter, perhaps transposed."""
+    others = [parent for parent, index in parents(node) if (parent, index) != read]
+    factor = others[-1] if others else None
+    if factor is not None and kind(factor) in ("T", "Transpose", "Permute"):
+        factor = parents(factor)[0][0]
+    return hasattr(factor, "variable")
+
+
+def is_fixed(node: Any) -> bool:
+    """Whether the other factor of a product is no parameter, nor made of any."""
+    product = node if kind(node) != "Sum" else parents(node)[0][0]
+    return len(parents(product)) == 1

@@ -63,6 +63,7 @@ class Record:
         events: layers as they got their input and gave their output.
         output: of the net; None where it failed.
         error: which error then.
+        differ: whether it was fed images that are not all the same.
     """
 
     net: nn.Module
@@ -71,6 +72,7 @@ class Record:
     events: list[tuple[str, Side]] = field(default_factory=list)
     output: Any = None
     error: Exception | None = None
+    differ: bool = True
 
     @cached_property
     def times(self) -> Counter[str]:
@@ -95,13 +97,18 @@ class Record:
         return found
 
     def depends_on_images(self, node: Any) -> bool:
-        """Whether a layer behind a node's value gave something for each image."""
+        """Whether a layer behind a node's value gave something of its own for each image.
+
+        The embedding of a time or a class is the same for all of them.
+        """
         return not self._of_images.isdisjoint(ancestors((node, 0)))
 
     @cached_property
     def _of_images(self) -> set[Any]:
-        given = (value for call in self.calls for value in call.outputs)
-        return {v.place[0] for v in given if v.place and v.tensor.shape[:1] == (self.batch,)}
+        every = (value for call in self.calls for value in call.outputs)
+        given = [v for v in every if v.place and v.tensor.shape[:1] == (self.batch,)]
+        differ = [v for v in given if self.differ and v.place and not _is_constant(v.tensor)]
+        return {v.place[0] for v in differ or given if v.place}
 
     def values(self) -> Iterator[Value]:
         """All values that layers gave, the net's own last."""
@@ -127,6 +134,14 @@ class Record:
         """The only call of a layer; None where there was none, or another."""
         called = [call for call in self.calls if call.name == name]
         return called[0] if len(called) == 1 else None
+
+
+def _is_constant(values: Tensor) -> bool:
+    """Whether the first and the last of a batch are the same, but for rounding."""
+    if values.layout is not torch.strided:
+        return False
+    first, last = values.detach()[0], values.detach()[-1]
+    return torch.allclose(first, last, rtol=1e-5, atol=1e-7)
 
 
 def _ends(name: str) -> Iterator[int]:
@@ -157,6 +172,7 @@ def record(net: nn.Module, sample: Tensor) -> Record:
     A failure is written down, but for a lack of memory.
     """
     made = Record(net, len(sample))
+    made.differ = len(sample) > 1 and not torch.equal(sample[0], sample[-1])
     stack: list[Call | None] = [None]
 
     def enter(name: str, layer: nn.Module) -> None:

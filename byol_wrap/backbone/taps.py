@@ -93,13 +93,14 @@ class Taps(Measure):
         part = None if tensor is main else value.part
         return [Tap("", "output", part, value), *self.taps(value.place)]
 
-    def first_of(self, place: Edge) -> Tap:
-        """Where a value is taken, for a message."""
+    def first_of(self, place: Edge) -> list[Tap]:
+        """Where a value is taken, for a message; empty where no layer gives it, or reads it."""
         reads = [c for c in self.called_once() if c.input and c.input.place == place]
         mixing = [c for c in reads if is_mixing(c.layer)]
         given = next((v for v in self.record.net_outputs if v.place == place), None)
         if given is not None:
-            return Tap("", "output", given.part, given)
+            return [Tap("", "output", given.part, given)]
         if mixing and mixing[0].input:
-            return Tap(mixing[0].name, "input", None, mixing[0].input)
-        return self.taps(place)[0]
+            return [Tap(mixing[0].name, "input", None, mixing[0].input)]
+        others = [Tap(c.name, "input", None, c.input) for c in reads if c.name and c.input]
+        return (self.taps(place) or others)[:1]
