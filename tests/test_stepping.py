@@ -32,6 +32,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
         "little.FIRST": 3,
         "little.SPAN": 6,
         "little.LITTLE": 1e-5,
+        "little.HEADS_ALONE": 2,
         "trained.HEADS_AFTER": 2,
         "trained.NET_AFTER": 5,
     }.items():

@@ -13,8 +13,8 @@ from byol_wrap.guard.later import Later
 # A std ratio below it is that of features which hardly tell images apart. Measured for each method:
 # "Collapse, by method" in tests/benchmarks/RESULTS.md.
 COLLAPSED = 0.1
-# Of a net that begins between this and that, as where images are much alike, one that is under half
-# of what it began with.
+# Where images are much alike a net begins low: then half of that is a collapse, and not 0.1; but of
+# a net that begins lower than this.
 ALIKE, FALLEN = 0.02, 0.5
 # A participation ratio below it is that of projections which lie along one line. Runs that helped
 # ended at 1.5 and more, those that lost what they could tell at 1.1 and less: the same table.
@@ -100,7 +100,9 @@ class CollapseWatch:
         if self._first is not None and self._first.has_come:
             *began, wide = self._first.read()
             self._was_wide, self._first = wide > WIDE, None
-            self._limits = [FALLEN * r if ALIKE < r < COLLAPSED else COLLAPSED for r in began]
+            self._limits = [
+                min(FALLEN * ratio, COLLAPSED) if ratio > ALIKE else COLLAPSED for ratio in began
+            ]
         has_come = self._look is not None and self._look.has_come
         if self._look is not None and has_come:
             *ratios, self.participation = self._look.read()

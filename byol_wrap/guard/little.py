@@ -9,12 +9,10 @@ from byol_wrap.guard.look import Sample, spread, weights
 from byol_wrap.guard.optimizers import rate_of
 from byol_wrap.guard.parts import NET, parts
 
-FIRST, SPAN = (
-    21,
-    400,
-)  # the training step whose weights are kept, and how many later they are judged
+FIRST, SPAN = 11, 150  # the step whose weights are kept; they are judged so much later
 OF_A_PART = 3  # weights that are looked at
-LITTLE, NOTHING = 1e-3, 1e-7  # of their size; sound runs move them by 2 % and more
+LITTLE, NOTHING = 5e-4, 1e-7  # of their size; sound runs move them by 1 % and more
+HEADS_ALONE = 3  # spans in which heads may learn alone
 FALLEN, RISEN = 0.01, 1.2  # times what it was: between them a rate is the same
 
 LITTLE_MESSAGE = (
@@ -30,10 +28,11 @@ NET_MESSAGE = (
 
 
 class LittleWatch:
-    """Compares a few weights with what they were, once, while rates are much the same."""
+    """Compares a few weights with what they were, a few times, while rates are much the same."""
 
     def __init__(self) -> None:
         self._steps = 0
+        self._looks = 0
         self._is_done = False
         self._names: list[str] = []
         self._kept: Sample | None = None
@@ -51,7 +50,7 @@ class LittleWatch:
         rate = max(map(rate_of, groups), default=0.0)
         sample = self._sample(learner)
         if self._kept is None or not FALLEN * self._rate <= rate <= RISEN * self._rate or rate == 0:
-            self._kept, self._rate = sample, rate
+            self._kept, self._rate, self._looks = sample, rate, 0
         else:
             self._now = sample
         return ""
@@ -68,12 +67,13 @@ class LittleWatch:
     def _judge(self, *, is_pretrained: bool) -> str:
         if self._now is None or self._kept is None or not self._now.has_come:
             return ""
-        moves, self._now, self._is_done = self._now.moved(self._kept), None, True
+        moves, self._now, self._looks = self._now.moved(self._kept), None, self._looks + 1
+        self._is_done = self._looks == HEADS_ALONE
         if not moves or len(moves) != len(self._names):
             return ""
         if max(moves) < LITTLE:
             return LITTLE_MESSAGE.format(SPAN, max(moves), self._rate)
         of_net = [move for name, move in zip(self._names, moves, strict=True) if name == NET]
-        if of_net and max(of_net) < NOTHING and not is_pretrained:
-            return NET_MESSAGE.format(SPAN)
+        if self._is_done and of_net and max(of_net) < NOTHING and not is_pretrained:
+            return NET_MESSAGE.format(HEADS_ALONE * SPAN)
         return ""
