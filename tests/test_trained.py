@@ -185,10 +185,12 @@ def test_a_head_of_one_s_own_is_told_by_its_name() -> None:
     told(lambda: train(learner, SGD(learner.online.parameters(), lr=0.1)), "not train the scale")
 
 
-@pytest.mark.parametrize("name", ["BYOL", "SimCLR"])
-def test_a_step_that_is_never_taken_is_told(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "rate"), [("BYOL", 0.1), ("SimCLR", 0.1), ("SimSiam", 0.0), ("MoCo", 0.1)]
+)
+def test_a_step_that_is_never_taken_is_told(name: str, rate: float) -> None:
     learner = make(name)
-    optimizer = SGD(learner.parameters(), lr=0.1)
+    optimizer = SGD(learner.parameters(), lr=rate)
 
     def run() -> None:
         for _ in range(8):

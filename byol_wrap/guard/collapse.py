@@ -93,7 +93,7 @@ class CollapseWatch:
         """Note what one more training step made of a batch; says whether a look has come."""
         self._steps += 1
         batch_size = len(outputs.representation1)
-        if self._steps == FIRST:
+        if self._steps == FIRST and batch_size > 1:
             self._first = _look(outputs)
         if self._steps % LOOK_EVERY or batch_size < 2:
             return False

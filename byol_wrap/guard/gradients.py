@@ -1,5 +1,6 @@
 """Notices gradients that are never cleared."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 from itertools import chain, pairwise
 
@@ -27,7 +28,7 @@ class GradientsWatch:
 
     def __init__(self) -> None:
         self._parameters: dict[str, Tensor] | None = None
-        self._looks: list[dict[str, Later]] = []  # of those that had a gradient
+        self._looks: list[tuple[list[str], Later | None]] = []  # of those that had a gradient
         self._is_done = False
 
     def follow(self, loss: Tensor, learner: nn.Module) -> None:
@@ -46,24 +47,30 @@ class GradientsWatch:
             for name, parameter in (self._parameters or {}).items()
             if parameter.grad is not None and not parameter.grad.is_sparse
         }
-        self._looks.append({name: norms(list(both)) for name, both in there.items()})
+        self._looks.append((list(there), norms(list(chain(*there.values()))) if there else None))
 
     def never_cleared(self) -> str:
         """What to say, when a training step begins; "" where nothing is to be said."""
         if len(self._looks) < LOOKS or self._is_done:
             return ""
-        if not all(later.has_come for look in self._looks for later in look.values()):
+        if not all(later is None or later.has_come for _, later in self._looks):
             return ""
         self._is_done = True
-        kept = [name for name in self._parameters or () if self._is_kept(name)]
+        seen: dict[str, list[tuple[float, float]]] = defaultdict(list)  # sizes, with its gradient's
+        for names, later in self._looks:
+            read = [] if later is None else later.read()
+            for name, size, gradient in zip(names, read[::2], read[1::2], strict=True):
+                seen[name].append((size, gradient))
+        kept = [name for name, looks in seen.items() if _are_kept(looks)]
         return MESSAGE.format(" and the ".join(kept)) if kept else ""
 
-    def _is_kept(self, name: str) -> bool:
-        read = [look[name].read() for look in self._looks if name in look]
-        if len(read) < LOOKS - 1:  # there is none before the first
-            return False
-        stepped = [now for before, now in pairwise(read) if before[0] != now[0]]
-        return len(stepped) >= STEPS and all(grad > 0 for _, grad in stepped)
+
+def _are_kept(looks: list[tuple[float, float]]) -> bool:
+    """Whether gradients were there at all looks but the first, although there were steps."""
+    if len(looks) < LOOKS - 1:
+        return False
+    stepped = [now for before, now in pairwise(looks) if before[0] != now[0]]
+    return len(stepped) >= STEPS and all(gradient > 0 for _, gradient in stepped)
 
 
 def smallest(learner: nn.Module) -> Tensor | None:

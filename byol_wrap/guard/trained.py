@@ -24,8 +24,8 @@ NOTHING_MESSAGE = (
     "learner.parameters(), after the learner."
 )
 STANDS_STILL_MESSAGE = (
-    "In {} steps no weight has changed, although an optimizer holds them, at a learning rate above "
-    "0: call optimizer.step() after loss.backward()."
+    "In {} steps no weight has changed, although an optimizer holds them: call optimizer.step() "
+    "after loss.backward()."
 )
 NEVER_STEPS_MESSAGE = (
     "The optimizer that holds the {} never steps: another one has taken {} steps meanwhile, which "
@@ -91,12 +91,8 @@ class TrainedWatch:
             return "net", message.format(NET_AFTER)
         if last and steps.count >= HEADS_AFTER and (idle := _idle(unmoved, steps)):
             return "net", NEVER_STEPS_MESSAGE.format(" and the ".join(idle), steps.count)
-        if (
-            last
-            and stepped >= NET_AFTER // 2
-            and len(unmoved) == len(everything)
-            and _has_rate(everything)
-        ):
+        stands_still = stepped >= NET_AFTER // 2 and len(unmoved) == len(everything)
+        if last and stands_still and (not steps.count or _has_rate(everything)):
             return "net", STANDS_STILL_MESSAGE.format(NET_AFTER)
         return None
 
