@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from fake_cuda_step import Elsewhere, plays_a_gpu
 from methods import PAPERS, make
+from telling import told
 from torch import Tensor, nn
 
 from byol_wrap import Learner
@@ -33,13 +34,6 @@ def feed(learner: Learner, batch: Callable[[int], object], steps: int = 30) -> N
     for step in range(steps):
         given = batch(step)
         learner(*given) if isinstance(given, tuple) else learner(given)
-
-
-def told(run: Callable[[], object], match: str) -> str:
-    with pytest.warns(UserWarning, match=match) as caught:
-        run()
-    assert len(caught) == 1
-    return str(caught[0].message)
 
 
 # One picture all over

@@ -4,10 +4,13 @@ import contextlib
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 
 import pytest
+import telling
 import torch
 from methods import PAPERS, make
+from telling import views
 from torch import Tensor
 from torch.optim import SGD, AdamW
 
@@ -18,11 +21,6 @@ from byol_wrap import Learner
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("byol_wrap.guard.no_grad.LOSSES", 4)
     monkeypatch.setattr("byol_wrap.guard.no_grad.STEPS", 4)
-
-
-def views() -> tuple[Tensor, Tensor]:
-    images = torch.rand(8, 3, 32, 32)
-    return images, images + 0.1 * torch.randn_like(images)
 
 
 def silenced(loss: Tensor) -> None:
@@ -48,18 +46,14 @@ def train(
     for _ in range(steps):
         optimizer.zero_grad()
         with gradients():
-            loss = learner(*views())
+            loss = learner(*views(32))
         backward(loss)
         optimizer.step()
         if update:
             learner.update_moving_average()
 
 
-def told(run: Callable[[], object]) -> str:
-    with pytest.warns(UserWarning, match="Nothing is trained: the last") as caught:
-        run()
-    assert len(caught) == 1
-    return str(caught[0].message)
+told = partial(telling.told, match="Nothing is trained: the last")
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -88,12 +82,12 @@ def test_steps_with_gradients_of_0_or_old_ones_are_told(cleared: bool) -> None:
     learner = make("SimSiam")
     own = list(learner.parameters())
     optimizers = SGD(own[:4], lr=1e-3), AdamW(own[4:], lr=1e-3)
-    learner(*views()).backward()
+    learner(*views(32)).backward()
 
     def run() -> None:
         for _ in range(20):
             with torch.no_grad():
-                silenced(learner(*views()))
+                silenced(learner(*views(32)))
             for optimizer in optimizers:
                 optimizer.step()
                 if cleared:
@@ -108,7 +102,7 @@ def test_updates_that_no_known_optimizer_precedes_are_told() -> None:
     def run() -> None:
         for _ in range(12):
             with torch.no_grad():
-                learner(*views())
+                learner(*views(32))
             learner.update_moving_average()
 
     assert "4 updates followed" in told(run)
@@ -119,12 +113,12 @@ def validated(learner: Learner) -> None:
     for _ in range(3):
         for _ in range(3):
             optimizer.zero_grad()
-            learner(*views()).backward()
+            learner(*views(32)).backward()
             optimizer.step()
             learner.update_moving_average()
         with torch.no_grad():
             for _ in range(9):
-                learner(*views())
+                learner(*views(32))
 
 
 def supervised(learner: Learner) -> None:
@@ -133,7 +127,7 @@ def supervised(learner: Learner) -> None:
     learner.attach(optimizer)
     for _ in range(12):
         optimizer.zero_grad()
-        view1, view2 = views()
+        view1, view2 = views(32)
         with torch.no_grad():
             learner(view1, view2)
         learner.net(view1).square().mean().backward()
@@ -145,7 +139,7 @@ def beside_another(learner: Learner) -> None:
     optimizer = SGD(other.parameters(), lr=0.1)
     for _ in range(12):
         with torch.no_grad():
-            learner(*views())
+            learner(*views(32))
         optimizer.step()
 
 
@@ -158,5 +152,5 @@ def test_losses_that_are_only_computed_are_not_told(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         how(learner)
-    learner(*views())  # with a gradient, after which nobody counts
+    learner(*views(32))  # with a gradient, after which nobody counts
     assert learner._watch._no_grad._optimizers is None

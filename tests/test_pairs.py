@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from methods import PAPERS, make
 from nets import conv_net
+from telling import told
 from torch import Tensor, nn
 from torchvision import transforms
 from torchvision.transforms import v2
@@ -34,13 +35,6 @@ def images(count: int = 16) -> Tensor:
     """Images that can be told apart, by colour and coarse pattern."""
     coarse = torch.rand(count, 3, 4, 4)
     return F.interpolate(coarse, size=32, mode="bilinear").clamp(0, 1)
-
-
-def told(run: Callable[[], object], match: str) -> str:
-    with pytest.warns(UserWarning, match=match) as caught:
-        run()
-    assert len(caught) == 1
-    return str(caught[0].message)
 
 
 def train(

@@ -8,7 +8,8 @@ import pytest
 import torch
 from fake_cuda_step import Elsewhere, plays_a_gpu
 from methods import PAPERS, make
-from torch import Tensor, nn
+from telling import told, views
+from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from byol_wrap import Learner
@@ -19,11 +20,6 @@ from byol_wrap.guard.returns import _Past
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"READ_EVERY": 5, "CHOOSE_EVERY": 10, "SPAN": 9}.items():
         monkeypatch.setattr(f"byol_wrap.guard.returns.{name}", value)
-
-
-def views() -> tuple[Tensor, Tensor]:
-    images = torch.rand(8, 3, 16, 16)
-    return images, images + 0.1 * torch.randn_like(images)
 
 
 def train(
@@ -39,13 +35,6 @@ def train(
         learner(*views()).backward()
         optimizer.step()
         learner.update_moving_average()
-
-
-def told(run: Callable[[], object], match: str) -> str:
-    with pytest.warns(UserWarning, match=match) as caught:
-        run()
-    assert len(caught) == 1
-    return str(caught[0].message)
 
 
 def every(steps: int, write: Callable[[], object]) -> Callable[[int], None]:

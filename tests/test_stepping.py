@@ -10,7 +10,8 @@ import torch
 from fake_cuda_step import Elsewhere, plays_a_gpu
 from methods import PAPERS, make
 from nets import conv_net
-from torch import Tensor, nn
+from telling import heads, told, views
+from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, StepLR
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
@@ -39,11 +40,6 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"byol_wrap.guard.{name}", value)
 
 
-def views() -> tuple[Tensor, Tensor]:
-    images = torch.rand(8, 3, 16, 16)
-    return images, images + 0.1 * torch.randn_like(images)
-
-
 def train(
     learner: Learner,
     *optimizers: Any,
@@ -64,16 +60,9 @@ def train(
         learner.update_moving_average()
 
 
-def told(run: Callable[[], Any], match: str) -> None:
-    with pytest.warns(UserWarning, match=match) as caught:
-        run()
-    assert len(caught) == 1
-
-
 def halves(learner: Learner) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The net's parameters, and the heads'."""
-    net = set(learner.net.parameters())
-    return list(net), [p for p in learner.parameters() if p.requires_grad and p not in net]
+    return list(learner.net.parameters()), heads(learner)
 
 
 # Which way

@@ -12,6 +12,7 @@ import torch
 from fake_cuda_step import Elsewhere, plays_a_gpu
 from methods import PAPERS, WITH_TARGET, make
 from nets import conv_net
+from telling import told, views
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -35,11 +36,6 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"byol_wrap.guard.{name}", value)
 
 
-def views() -> tuple[Tensor, Tensor]:
-    images = torch.rand(8, 3, 32, 32)
-    return images, images + 0.1 * torch.randn_like(images)
-
-
 def train(
     learner: Learner,
     optimizer: Optimizer,
@@ -51,18 +47,11 @@ def train(
 ) -> None:
     for step in range(steps):
         optimizer.zero_grad()
-        backward(learner(*views()))
+        backward(learner(*views(32)))
         optimizer.step()
         if update:
             learner.update_moving_average()
         after(step)
-
-
-def told(run: Callable[[], Any], match: str) -> str:
-    with pytest.warns(UserWarning, match=match) as caught:
-        run()
-    assert len(caught) == 1
-    return str(caught[0].message)
 
 
 # No gradient
@@ -111,7 +100,7 @@ def test_updates_without_a_gradient_are_told_whoever_steps(name: str) -> None:
 
     def run() -> None:
         for _ in range(20):
-            learner(*views())
+            learner(*views(32))
             learner.update_moving_average()
 
     told(run, r"had a gradient when update_moving_average\(\) was called")
@@ -182,7 +171,7 @@ def test_steps_that_half_precision_loses_are_told() -> None:
 
     def run() -> None:
         for _ in range(20):
-            view1, view2 = (view.bfloat16() for view in views())
+            view1, view2 = (view.bfloat16() for view in views(32))
             learner(view1, view2).backward()
             optimizer.step()
 
@@ -207,7 +196,7 @@ def skipping(learner: Learner) -> None:
     optimizer = SGD(learner.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     for step in range(20):
-        scaler.scale(learner(*views()) * (torch.inf if step < 14 else 1)).backward()
+        scaler.scale(learner(*views(32)) * (torch.inf if step < 14 else 1)).backward()
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
@@ -217,7 +206,7 @@ def skipping(learner: Learner) -> None:
 def adding_up(learner: Learner) -> None:
     optimizer = SGD(learner.parameters(), lr=0.1)
     for step in range(30):
-        (learner(*views()) / 15).backward()
+        (learner(*views(32)) / 15).backward()
         if step % 15 == 14:
             optimizer.step()
             optimizer.zero_grad()
@@ -228,7 +217,7 @@ def adding_up_at_a_rate_that_rises(learner: Learner) -> None:
     optimizer = SGD(learner.parameters(), lr=0.1)
     scheduler = LambdaLR(optimizer, lambda step: float(step >= 5))
     for step in range(20):
-        learner(*views()).backward()
+        learner(*views(32)).backward()
         if step % 2:
             optimizer.step()
             optimizer.zero_grad()
@@ -245,7 +234,7 @@ def computing(learner: Learner) -> None:
     other = nn.Linear(2, 2)
     optimizer, held = SGD(other.parameters(), lr=0.1), SGD(learner.parameters(), lr=0.1)
     for _ in range(20):
-        learner(*views())
+        learner(*views(32))
         optimizer.step()  # another net's
     del held
 
@@ -255,7 +244,7 @@ def validating(learner: Learner) -> None:
     for _ in range(2):
         train(learner, optimizer, 5)
         for _ in range(11):
-            learner(*views())  # in training mode, with gradient
+            learner(*views(32))  # in training mode, with gradient
 
 
 def one_part(net: float, heads: float) -> Callable[[Learner], None]:
@@ -323,11 +312,11 @@ def test_steps_are_counted_only_while_nothing_moves() -> None:
     before = len(_global_optimizer_post_hooks)
     learner = make("SimCLR")
     optimizer = SGD(learner.parameters(), lr=1e-3)
-    [learner(*views()) for _ in range(9)]
+    [learner(*views(32)) for _ in range(9)]
     assert len(_global_optimizer_post_hooks) == before + 1
     train(learner, optimizer, 8)
     assert len(_global_optimizer_post_hooks) == before
-    [learner(*views()) for _ in range(9)]
+    [learner(*views(32)) for _ in range(9)]
     del learner
     gc.collect()
     optimizer.step()  # for which nobody is there any more
@@ -424,11 +413,11 @@ def test_a_head_that_is_replaced_under_the_optimizer_is_told(name: str) -> None:
 
 def test_parameters_replaced_before_there_is_an_optimizer_are_not_told() -> None:
     learner = make("SimCLR")
-    learner(*views())
+    learner(*views(32))
     state = {k: v.clone() for k, v in learner.net.state_dict().items()}
     learner.net.load_state_dict(state, assign=True)
     for _ in range(3):
-        learner(*views())
+        learner(*views(32))
 
 
 def test_freezing_and_unfreezing_replaces_nothing() -> None:

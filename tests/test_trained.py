@@ -9,6 +9,7 @@ import torch
 from fake_cuda_step import Elsewhere, plays_a_gpu
 from methods import PAPERS, make
 from nets import conv_net
+from telling import heads, told
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
@@ -37,17 +38,6 @@ def train(learner: Learner, *optimizers: Optimizer, steps: int = 8, add_up: int 
                 optimizer.step()
                 optimizer.zero_grad()
             learner.update_moving_average()
-
-
-def told(run: Callable[[], Any], match: str) -> None:
-    with pytest.warns(UserWarning, match=match) as caught:
-        run()
-    assert len(caught) == 1
-
-
-def heads(learner: Learner) -> list[nn.Parameter]:
-    net = set(learner.net.parameters())
-    return [p for p in learner.parameters() if p.requires_grad and p not in net]
 
 
 @pytest.mark.parametrize(("name", "fused"), [*((n, False) for n in PAPERS), ("SimCLR", True)])

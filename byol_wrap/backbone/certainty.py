@@ -11,11 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
 from byol_wrap.backbone.branches import is_picked
-from byol_wrap.backbone.classifier import (
-    ACTIVATIONS,
-    NORMS,
-    RESHAPES,
-)
+from byol_wrap.backbone.classifier import ACTIVATIONS, NORMS, RESHAPES
 from byol_wrap.backbone.graph import Edge, ancestors, channel_dim, dims, kind, parents, shape_of
 from byol_wrap.backbone.measuring import Measure
 from byol_wrap.backbone.recording import Call, Record

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from byol_wrap.guard.batches import marks
+from byol_wrap.guard.batches import by_row, marks
 from byol_wrap.guard.later import Later
 from byol_wrap.guard.look import Sample, spread, weights
 from byol_wrap.guard.parts import NET, parts
@@ -80,17 +80,11 @@ class ApartWatch:
         apart = math.dist(own, theirs) / max(math.hypot(*own), 1e-12)
         if apart > APART:
             return "apart", MESSAGE.format(dist.get_world_size(), AT, apart)
-        known, batch = _pictures(others), _pictures(images)
+        known, batch = set(by_row(others)), set(by_row(images))
         shared = len(known & batch)
         if len(batch) < 2 or shared < SHARED * len(batch):
             return None
         return "shared", SHARED_MESSAGE.format(dist.get_world_size(), shared, len(batch), AT)
-
-
-def _pictures(marks: list[float]) -> set[tuple[float, float]]:
-    """What tells images apart: a mean and a spread of each."""
-    half = len(marks) // 2
-    return set(zip(marks[:half], marks[half:], strict=True))
 
 
 def _in_group() -> bool:

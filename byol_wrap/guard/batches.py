@@ -60,12 +60,10 @@ class _Rows:
 
     def __init__(self, read: list[float], *, are_pictures: bool) -> None:
         self._are_pictures = are_pictures  # not rows of a table, many of which may be all 0
-        size = len(read) // 2
-        means, spreads = read[:size], read[size:]
-        marks = list(zip(means, spreads, strict=True))
+        marks = by_row(read)
         is_blank = [are_pictures and spread <= FLAT * abs(mean) for mean, spread in marks]
         seen = [mark for mark, blank in zip(marks[:ROWS], is_blank, strict=False) if not blank]
-        self.count = min(size, ROWS)
+        self.count = min(len(marks), ROWS)
         self.blank = self.count - len(seen)
         self.different = len(set(marks[:ROWS]))
         self.different_pictures = len(set(seen))
@@ -217,3 +215,9 @@ def marks(batch: Tensor | Sequence[Tensor], whole: bool) -> Tensor:
     channels = some.flatten(2) if some.ndim > 2 and some.shape[2:].numel() > 1 else rows[:, None]
     spread = channels.float().std(dim=2, correction=0).mean(dim=1)
     return torch.cat([means, spread])
+
+
+def by_row(read: list[float]) -> list[tuple[float, float]]:
+    """Of ``marks``, the two numbers of each row."""
+    size = len(read) // 2
+    return list(zip(read[:size], read[size:], strict=True))

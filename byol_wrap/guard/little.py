@@ -6,7 +6,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from byol_wrap.guard.look import Sample, spread, weights
-from byol_wrap.guard.optimizers import rate_of
+from byol_wrap.guard.optimizers import rates
 from byol_wrap.guard.parts import NET, parts
 
 FIRST, SPAN = 11, 150  # the step whose weights are kept; they are judged so much later
@@ -46,8 +46,7 @@ class LittleWatch:
         self._steps += 1
         if self._is_done or (self._steps - FIRST) % SPAN:
             return self._judge(is_pretrained=is_pretrained) if self._now else ""
-        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-        rate = max(map(rate_of, groups), default=0.0)
+        rate = max(rates(optimizers), default=0.0)
         sample = self._sample(learner)
         if self._kept is None or not FALLEN * self._rate <= rate <= RISEN * self._rate or rate == 0:
             self._kept, self._rate, self._looks = sample, rate, 0

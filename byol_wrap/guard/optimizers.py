@@ -2,7 +2,7 @@
 
 import gc
 import weakref
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -125,3 +125,12 @@ def rate_of(group: dict[str, Any]) -> float:
     """The learning rate of a group; 1 where it has none, or reading it were a wait."""
     rate = group.get("lr", 1)
     return 1.0 if isinstance(rate, Tensor) and rate.device.type != "cpu" else float(rate)
+
+
+def rates(optimizers: Iterable[Optimizer]) -> dict[float, type[Optimizer]]:
+    """The learning rates of all groups, with the kind of optimizer that has each."""
+    return {
+        rate_of(group): type(optimizer)
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+    }

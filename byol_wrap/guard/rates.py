@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from torch.optim import Optimizer
 
-from byol_wrap.guard.optimizers import rate_of
+from byol_wrap.guard.optimizers import rates
 
 # Rates from which on runs are harmed, of optimizers of torch.optim; a fifth of them is large.
 TOO_HIGH = {"Adam": 0.05, "AdamW": 0.05, "NAdam": 0.05, "RAdam": 0.05, "SGD": 3.0}
@@ -49,16 +49,12 @@ class RatesWatch:
         self._steps += 1
         if self._steps > UNTIL:
             return None
-        rates = {
-            rate_of(group): type(optimizer)
-            for optimizer in optimizers
-            for group in optimizer.param_groups
-        }
-        if not rates:
+        kinds = rates(optimizers)
+        if not kinds:
             return None
-        rate = max(rates)
+        rate = max(kinds)
         self._highest = max(self._highest, rate)
-        return _too_high(rate, rates[rate]) or self._vanishes(rate) or self._comes_back(rate)
+        return _too_high(rate, kinds[rate]) or self._vanishes(rate) or self._comes_back(rate)
 
     def _vanishes(self, rate: float) -> tuple[str, str] | None:
         self._vanished = self._vanished + 1 if 0 < rate < VANISHED * self._highest else 0
